@@ -1,0 +1,35 @@
+# Everything here works on a fresh machine that has only Python >= 3.11 and make.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test test-slow check bench clean
+
+demo: $(READY)            ## train the demo recipe on handwritten digits: about a minute
+	$(BIN)/pitstop train demo
+
+test: check               ## linters, types, and every test that is not slow
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)       ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow --timeout 3600
+
+check: $(READY)           ## formatting, lints, types, direction of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache
+
+bench: $(READY)           ## the benchmarks; nothing else should be running
+	$(BIN)/python benchmarks/engine_overhead.py
+	$(BIN)/python benchmarks/save_stall.py
+	$(BIN)/python benchmarks/startup.py
+
+clean:                    ## remove what make made (runs/ stays)
+	rm -rf .venv build dist src/*.egg-info
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pitstop needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $(READY)

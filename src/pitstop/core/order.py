@@ -1,0 +1,96 @@
+"""The order of samples: which images make up the global batch of a step.
+
+`Order` is random access: the ids of any step follow from the timeline and the seed alone, so the
+number of workers, ranks or machines has no say in them, and nothing needs saving.
+"""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pitstop.core.rng import Stream, generator, philox
+from pitstop.core.timeline import Segment, Timeline
+
+Ids = NDArray[np.int64]
+
+
+def permutation(seed: int, walk: int, pass_: int, size: int) -> Ids:
+    """Returns the permutation of range(size) for one pass of a walk, int64 [size].
+
+    The ids ride in the low bits of random 64-bit keys, and the keys are sorted. A sort of integers
+    is vectorised and releases the GIL, unlike a shuffle. Ties of the remaining 64 - log2(size)
+    random bits are ordered by id: at 14 million ids, about 90 pairs.
+    """
+    bits = np.uint64(max(1, (size - 1).bit_length()))
+    keys = philox(seed, Stream.ORDER, walk, pass_).random_raw(size)
+    keys >>= bits
+    keys <<= bits
+    keys |= np.arange(size, dtype=np.uint64)
+    keys.sort()
+    keys &= (np.uint64(1) << bits) - np.uint64(1)
+    return keys.view(np.int64)
+
+
+def rank_slice(batch_size: int, rank: int, world: int) -> slice:
+    """Returns the rank's contiguous share of a global batch; shares differ by at most one."""
+    return slice(batch_size * rank // world, batch_size * (rank + 1) // world)
+
+
+class Order:
+    """The ids of each step's global batch.
+
+    The permutation of the pass after the one in use is computed by a thread ahead of its time:
+    with 14 million images it takes about a second.
+    """
+
+    def __init__(self, timeline: Timeline) -> None:
+        self._timeline = timeline
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="order")
+        self._passes: dict[tuple[int, int, int, int], Future[Ids]] = {}
+
+    def ids(self, step: int) -> Ids:
+        """Returns the rows of the packed training split for `step`, int64 [batch_size]."""
+        segment = self._timeline.segment_at(step)
+        at = self._timeline.position(step)
+        pieces: list[Ids] = []
+        pass_, index, missing = at.pass_, at.index, segment.batch_size
+        while missing:
+            piece = self._pass(segment, pass_)[index : index + missing]
+            pieces.append(piece)
+            missing -= len(piece)
+            pass_, index = pass_ + 1, 0
+        return np.concatenate(pieces)
+
+    def passes(self, step: int) -> Ids:
+        """Returns how often the run has begun a pass before each image's own, int64 [batch_size].
+
+        It grows by one with each pass, so its parity alternates from one time an image is seen to
+        the next (but for a change of data fraction, which may break off a pass).
+        """
+        segment = self._timeline.segment_at(step)
+        begin = segment.walk_position(step)
+        positions = np.arange(begin, begin + segment.batch_size, dtype=np.int64)
+        return segment.walk_passes + positions // segment.num_samples
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _pass(self, segment: Segment, pass_: int) -> Ids:
+        key = (segment.recipe.seed, segment.walk, pass_, segment.num_samples)
+        after = (segment.recipe.seed, segment.walk, pass_ + 1, segment.num_samples)
+        self._passes = {k: self._passes.get(k) or self._later(k) for k in (key, after)}
+        return self._passes[key].result()
+
+    def _later(self, key: tuple[int, int, int, int]) -> Future[Ids]:
+        return self._pool.submit(permutation, *key)
+
+
+def alternating_sides(seed: int, num_samples: int) -> NDArray[np.bool_]:
+    """Returns on which side each image is seen first, bool [num_samples].
+
+    Alternating flip: an image is flipped in every second of its epochs, beginning at a random side
+    (Jordan, "94% on CIFAR-10 in 3.29 seconds", arXiv 2404.00498, section 3.6).
+    """
+    return generator(seed, Stream.FLIP).integers(0, 2, num_samples, dtype=np.uint8).astype(bool)

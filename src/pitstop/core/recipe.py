@@ -1,0 +1,459 @@
+"""Recipes: what to train and how, as data.
+
+A recipe is a YAML file. Whatever may differ from phase to phase is a field of `PhaseSettings`; the
+recipe states it once for all phases and a phase states only its difference. Loading resolves all
+that: `extends`, overrides, defaults and durations, so that a loaded recipe's phases are complete.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, cast
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from pitstop.core.errors import InputError
+from pitstop.core.length import Length
+from pitstop.core.schedule import Cosine, LrSchedule, Value
+from pitstop.core.strict import Strict, did_you_mean
+
+BUNDLED = Path(__file__).parent.parent / "recipes"
+
+
+class Crop(Strict):
+    """RandomResizedCrop, with torchvision's distribution (Szegedy et al., arXiv 1409.4842)."""
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale {list(self.scale)} must be 0 < low <= high <= 1")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"ratio {list(self.ratio)} must be 0 < low <= high")
+        return self
+
+
+class Mix(Strict):
+    """Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899), with timm's names and meaning."""
+
+    mixup_alpha: Value = 0.0
+    cutmix_alpha: Value = 0.0
+    prob: float = Field(default=1.0, ge=0, le=1)
+    switch_prob: float = Field(default=0.5, ge=0, le=1)
+    mode: Literal["batch", "elem"] = "batch"
+
+
+class Model(Strict):
+    """A timm model: `name` and `kwargs` go to `timm.create_model`."""
+
+    name: str = "resnet50"
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    blurpool: bool = False
+
+
+class Optimizer(Strict):
+    """What all optimizers share. `weight_decay` is for tensors of two or more dimensions."""
+
+    weight_decay: float = Field(default=0.0, ge=0)
+    norm_weight_decay: float = Field(default=0.0, ge=0)
+
+
+class Sgd(Optimizer):
+    """torch.optim.SGD."""
+
+    name: Literal["sgd"] = "sgd"
+    momentum: Value = 0.9
+    nesterov: bool = False
+
+
+class RmsProp(Optimizer):
+    """torch.optim.RMSprop."""
+
+    name: Literal["rmsprop"] = "rmsprop"
+    momentum: Value = 0.9
+    alpha: float = Field(default=0.99, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+
+
+class AdamW(Optimizer):
+    """torch.optim.AdamW (arXiv 1711.05101). `momentum` is its beta1."""
+
+    name: Literal["adamw"] = "adamw"
+    momentum: Value = 0.9
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+
+
+class Lamb(AdamW):
+    """timm.optim.Lamb (arXiv 1904.00962). `momentum` is its beta1."""
+
+    name: Literal["lamb"] = "lamb"  # pyright: ignore[reportIncompatibleVariableOverride]
+    eps: float = Field(default=1e-6, gt=0)
+
+
+AnyOptimizer = Annotated[Sgd | RmsProp | AdamW | Lamb, Field(discriminator="name")]
+
+
+class Ema(Strict):
+    """Averaged weights and buffers. After `half_life` steps a weight's share has halved.
+
+    Warm-up is min(decay, (1 + step) / (10 + step)), as in TensorFlow's ExponentialMovingAverage.
+    """
+
+    half_life: Value = 1000.0
+
+
+class Eval(Strict):
+    """The evaluation protocol. `resolution` defaults to the last phase's; `every` is in epochs."""
+
+    resolution: int | None = Field(default=None, ge=1)
+    crop_ratio: float = Field(default=0.875, gt=0, le=1)
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    flip_average: bool = False
+    batch_size: int = Field(default=256, ge=1)
+    every: int = Field(default=1, ge=1)
+
+
+class Checkpoint(Strict):
+    """When to save (`1ep`, `500 steps`, `10 min`; always at the end) and what to keep."""
+
+    every: Annotated[str, Field(pattern=r"^[1-9]\d*\s*(ep|steps|min)$")] = "1ep"
+    keep_last: int = Field(default=2, ge=1)
+    keep_best: int = Field(default=1, ge=0)
+    keep_every: Annotated[str, Field(pattern=r"^[1-9]\d*\s*ep$")] | None = None
+
+
+def amount_and_unit(every: str) -> tuple[int, str]:
+    """Splits `500 steps` into (500, "steps")."""
+    unit = every.lstrip("0123456789 ")
+    return int(every.removesuffix(unit)), unit
+
+
+class PhaseSettings(Strict):
+    """What may differ from phase to phase."""
+
+    resolution: int | tuple[int, int] = 224
+    """Pixels, the side of the square; a pair is a ramp from the first to the second."""
+    batch_size: int = Field(default=256, ge=1)
+    """Images a step, over all ranks and micro-batches."""
+    grad_accum_steps: int = Field(default=1, ge=1)
+    data_fraction: float = Field(default=1.0, gt=0, le=1)
+    lr: float = Field(default=0.1, gt=0)
+    """The peak; the schedule is in units of it."""
+    lr_per: int | None = Field(default=None, ge=1)
+    """With `lr_per: 256`, the peak is lr x batch_size / 256."""
+    lr_cap: float | None = Field(default=None, gt=0)
+    """The peak is at most this."""
+    lr_scale: float = Field(default=1.0, gt=0)
+    lr_schedule: LrSchedule = Cosine()
+    crop: Crop = Crop()
+    flip: Literal["none", "random", "alternating"] = "random"
+    mix: Mix | None = None
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    freeze: tuple[str, ...] = ()
+    """Names of modules, such as `layer1`, whose parameters and batch statistics stand still."""
+
+    @field_validator("resolution")
+    @classmethod
+    def _sides(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        low, high = (value, value) if isinstance(value, int) else value
+        if not 1 <= low <= high:
+            raise ValueError(f"{value} must be a side in pixels, or [low, high]")
+        return value
+
+    @model_validator(mode="after")
+    def _micro_batches(self) -> Self:
+        if self.grad_accum_steps > self.batch_size:
+            raise ValueError(
+                f"grad_accum_steps {self.grad_accum_steps} leaves micro-batches of batch_size "
+                f"{self.batch_size} empty: lower it"
+            )
+        return self
+
+    def peak_lr(self) -> float:
+        """Returns the phase's peak learning rate: scaled by the batch, capped, then `lr_scale`."""
+        peak = self.lr if self.lr_per is None else self.lr * self.batch_size / self.lr_per
+        return min(peak, self.lr_cap or peak) * self.lr_scale
+
+
+class Phase(PhaseSettings):
+    """A stretch of the run. What it does not state it has from the recipe."""
+
+    name: str = ""
+    duration: Length | Literal["rest"] = "rest"
+
+    def epochs(self) -> float:
+        """Returns the phase's length in epochs; only for the phases of a loaded recipe."""
+        assert isinstance(self.duration, Length)
+        assert self.duration.unit == "ep"
+        return self.duration.amount
+
+
+class Recipe(PhaseSettings):
+    """What to train and how. Phases are complete: each states every setting."""
+
+    name: str = "recipe"
+    data: str | None = None
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    epochs: float = Field(gt=0)
+    phases: tuple[Phase, ...] = Field(min_length=1)
+    model: Model = Model()
+    optimizer: AnyOptimizer = Sgd()
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    clip_grad_norm: float | None = Field(default=None, gt=0)
+    ema: Ema | None = None
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    eval: Eval = Eval()
+    checkpoint: Checkpoint = Checkpoint()
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool | Literal["auto"] = "auto"
+    target_accuracy: float | None = Field(default=None, gt=0, le=100)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_phases(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            raise ValueError("a recipe is a mapping of keys to values")
+        raw = dict(cast("dict[str, Any]", data))
+        phases = [_completed(phase, raw) for phase in _stated_phases(raw.get("phases"))]
+        raw["epochs"], durations = _resolve_durations(
+            raw.get("epochs"), [phase.get("duration", "rest") for phase in phases]
+        )
+        for i, (phase, duration) in enumerate(zip(phases, durations, strict=True)):
+            phase["duration"] = duration
+            phase["name"] = phase.get("name") or f"phase {i + 1}"
+        raw["phases"] = phases
+        return raw
+
+    def eval_resolution(self) -> int:
+        """Returns the side in pixels at which the model is evaluated."""
+        last = self.phases[-1].resolution
+        return self.eval.resolution or (last if isinstance(last, int) else last[1])
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what decides the result, as flat `phases.0.batch_size`-like keys to values.
+
+        Left out: circumstance (precision, compile), what only observes (checkpoint), when to stop
+        early (target_accuracy), names, and the settings that each phase repeats.
+        """
+        aside = {"data", "name", "checkpoint", "precision", "compile", "target_accuracy"}
+        stated = self.model_dump(mode="json", exclude=aside | set(PhaseSettings.model_fields))
+        for phase in stated["phases"]:
+            del phase["name"]
+        return _flat(stated)
+
+
+def _stated_phases(stated: Any) -> list[dict[str, Any]]:
+    if stated is None:
+        return [{"duration": "100%"}]
+    phases = cast("list[Any]", stated)
+    if not isinstance(stated, list | tuple) or not all(isinstance(p, dict) for p in phases):
+        raise ValueError("phases is a list of mappings, each with a duration")
+    return list(phases)
+
+
+def _completed(phase: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
+    """Returns the phase with what it leaves to the recipe; its own lr_schedule spans the phase."""
+    inherited = {key: recipe[key] for key in PhaseSettings.model_fields if key in recipe}
+    full = {**inherited, **phase}
+    schedule = phase.get("lr_schedule")
+    if isinstance(schedule, str):
+        full["lr_schedule"] = {"name": schedule, "over": "phase"}
+    elif isinstance(schedule, dict):
+        full["lr_schedule"] = {"over": "phase", **cast("dict[str, Any]", schedule)}
+    return full
+
+
+def _resolve_durations(epochs: Any, stated: list[Any]) -> tuple[float, list[str]]:
+    """Returns the epochs of the run, and of each phase as `Nep`."""
+    lengths = [d if d == "rest" else Length.parse(d) for d in stated]
+    own = [d for d in lengths if isinstance(d, Length)]
+    relative = len(own) < len(lengths) or any(d.unit == "%" for d in own)
+    if epochs is None:
+        if relative:
+            raise ValueError("epochs is missing: say how many, or give every duration as 'Nep'")
+        epochs = sum(d.amount for d in own)
+    try:
+        total = float(epochs)
+    except (TypeError, ValueError):
+        raise ValueError(f"epochs {epochs!r} is not a number") from None
+    used = sum(d.epochs(total) for d in own)
+    rests = len(lengths) - len(own)
+    if rests > 1:
+        raise ValueError("only one phase can last for the 'rest': give the others a duration")
+    if (rests == 0 and abs(used - total) > 1e-6 * total) or (rests == 1 and used >= total):
+        hint = "write durations as percentages, or change epochs" if rests == 0 else "raise epochs"
+        raise ValueError(f"phases add up to {used:g} epochs, but epochs is {total:g}: {hint}")
+    each = [round(d.epochs(total) if isinstance(d, Length) else total - used, 9) for d in lengths]
+    return total, [f"{amount!r}ep" for amount in each]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    items: dict[str, Any] = {}
+    if isinstance(value, dict):
+        items = cast("dict[str, Any]", value)
+    elif isinstance(value, list) and any(isinstance(v, dict) for v in cast("list[Any]", value)):
+        items = {str(i): v for i, v in enumerate(cast("list[Any]", value))}
+    if not items:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in items.items():
+        flat |= _flat(item, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+# Loading
+
+
+def bundled_recipes() -> dict[str, Path]:
+    """Returns the recipes that come with pitstop, by name."""
+    return {path.stem: path for path in sorted(BUNDLED.glob("*.yaml"))}
+
+
+def find_recipe(name: str) -> Path:
+    """Returns the file of a bundled recipe's name or of a path.
+
+    Raises:
+        InputError: there is none.
+    """
+    bundled = bundled_recipes()
+    if name in bundled:
+        return bundled[name]
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or "/" in name:
+        if path.is_file():
+            return path
+        raise InputError(f"{name}: no such recipe file")
+    meant = did_you_mean(name, list(bundled))
+    raise InputError(f"no recipe {name!r}{meant}; `pitstop recipes` lists them")
+
+
+def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Reads, extends, overrides and validates a recipe.
+
+    Args:
+        name: a bundled recipe's name, or a path to a YAML file.
+        overrides: dotted keys to values, such as {"phases.1.resolution": 192}.
+
+    Raises:
+        InputError: naming the file, the key and the fix.
+    """
+    path = find_recipe(name)
+    raw = _read(path, seen=())
+    raw.setdefault("name", path.stem)
+    for key, value in (overrides or {}).items():
+        _override(raw, key, value)
+    return parse_recipe(raw, str(name))
+
+
+def parse_recipe(raw: dict[str, Any], origin: str) -> Recipe:
+    """Validates a recipe given as plain data. `origin` names it in messages."""
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise InputError(f"{origin}: {_first_problem(error)}") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    """Returns the first problem as `phases.0.lr: what is wrong`, without pydantic's union tags."""
+    first = error.errors()[0]
+    keys = [str(part) for part in first["loc"] if part not in _TAGS]
+    what = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "union_tag_invalid":
+        context = first.get("ctx", {})
+        names = context["expected_tags"].replace("'", "").split(", ")
+        keys.append("name")
+        meant = did_you_mean(context["tag"], names)
+        what = f"{context['tag']!r} is not one of {', '.join(names)}{meant}"
+    elif first["type"] not in ("value_error", "missing"):
+        what += f", not {first['input']!r}"
+    return f"{'.'.join(keys)}: {what}" if keys else what
+
+
+_SCHEDULES = {"number", "keypoints", "onecycle", "cosine", "linear", "constant", "step"}
+_OPTIMIZERS = {"sgd", "rmsprop", "adamw", "lamb"}
+_TAGS = _SCHEDULES | _OPTIMIZERS
+"""pydantic puts the chosen member of a union into a location; a user's file has no such key."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without surprises: a key that is given twice is refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        pairs = cast("list[tuple[yaml.Node, yaml.Node]]", node.value)
+        keys: list[Any] = [self.construct_object(key, deep=True) for key, _ in pairs]  # pyright: ignore[reportUnknownMemberType]
+        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {twice!r} is given twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """Returns the file's mapping laid over that of the recipe it extends."""
+    if path.resolve() in seen:
+        raise InputError(f"{path}: extends itself, by way of {seen[-1].name}")
+    try:
+        raw: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}:" if mark else ""
+        problem = getattr(error, "problem", None) or "is not YAML"
+        raise InputError(f"{path}:{line} {problem}") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: a recipe is a mapping of keys to values")
+    own = dict(cast("dict[str, Any]", raw))
+    parent = own.pop("extends", None)
+    if parent is None:
+        return own
+    beside = path.parent / str(parent)
+    base = beside if beside.is_file() else find_recipe(str(parent))
+    return _merged(_read(base, (*seen, path.resolve())), own)
+
+
+def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Mappings merge key by key; anything else, lists of phases included, replaces.
+
+    A mapping that gives another `name` (of an optimizer, say) replaces too: the keys of one kind
+    mean nothing to another.
+    """
+    out = dict(base)
+    for key, value in own.items():
+        old = base.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            before, after = cast("dict[str, Any]", old), cast("dict[str, Any]", value)
+            same_kind = after.get("name", before.get("name")) == before.get("name")
+            out[key] = _merged(before, after) if same_kind else after
+        else:
+            out[key] = value
+    return out
+
+
+def _override(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    """Sets `phases.1.resolution` in place; the mappings on the way are made where absent."""
+    *path, last = dotted.split(".")
+    node: Any = raw
+    for part in path:
+        node = _child(node, part, dotted)
+    node[_key(node, last, dotted)] = value
+
+
+def _child(node: Any, part: str, dotted: str) -> Any:
+    key = _key(node, part, dotted)
+    return cast("dict[str, Any]", node).setdefault(part, {}) if key == part else node[key]
+
+
+def _key(node: Any, part: str, dotted: str) -> str | int:
+    """Returns `part` as a key of a mapping or an index of a list."""
+    if isinstance(node, dict):
+        return part
+    if not isinstance(node, list):
+        raise InputError(f"--set {dotted}: there is nothing below {node!r} to set {part!r} of")
+    size = len(cast("list[Any]", node))
+    if not part.isdecimal() or int(part) >= size:
+        raise InputError(f"--set {dotted}: {part!r} is not an index from 0 to {size - 1}")
+    return int(part)

@@ -1,0 +1,228 @@
+"""Schedules: values that vary over a span of steps, as keypoints joined by curves.
+
+A schedule is data (a pydantic model, as written in a recipe). Given the length of its span it
+becomes a `Curve`: a pure function from step to value that keeps no state. Each named family is
+nothing but a way of placing knots.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from pitstop.core.length import Length
+from pitstop.core.strict import Strict
+
+Ease = Literal["linear", "cosine", "step"]
+"""How a value goes on to the next knot: straight, along half a cosine, or held until there."""
+
+
+@dataclass(frozen=True)
+class Knot:
+    """A value at a position in steps, and the curve by which it goes on to the next knot."""
+
+    at: float
+    value: float
+    ease: Ease = "linear"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A pure function of the step, given by knots in ascending order.
+
+    Before the first knot and after the last it holds their values. Of several knots at the same
+    position the last one counts from there on.
+    """
+
+    knots: tuple[Knot, ...]
+
+    def __call__(self, step: float) -> float:
+        """Returns the value at `step`, counted from the beginning of the curve's span."""
+        after = bisect_right(self.knots, step, key=lambda knot: knot.at)
+        if after == 0:
+            return self.knots[0].value
+        start = self.knots[after - 1]
+        if after == len(self.knots) or start.ease == "step":
+            return start.value
+        end = self.knots[after]
+        done = (step - start.at) / (end.at - start.at)
+        if start.ease == "linear":
+            return (end.value - start.value) * done + start.value
+        return end.value + (start.value - end.value) / 2.0 * (math.cos(math.pi * done) + 1)
+
+    def shifted(self, steps: int) -> "Curve":
+        """Returns the same curve, `steps` later."""
+        return Curve(tuple(Knot(knot.at + steps, knot.value, knot.ease) for knot in self.knots))
+
+
+def constant(value: float) -> Curve:
+    """Returns the curve that is `value` everywhere."""
+    return Curve((Knot(0, value),))
+
+
+@dataclass(frozen=True)
+class Span:
+    """The steps that a schedule covers, and where a length measured from its start falls."""
+
+    steps: int
+    step_at: Callable[[Length], int]
+
+
+class Schedule(Strict):
+    """What the families share. Learning-rate schedules are in units of the peak `lr`."""
+
+    over: Literal["run", "phase"] = "run"
+
+    def curve(self, span: Span) -> Curve:
+        """Returns the schedule's curve over `span`, in steps from the span's start."""
+        raise NotImplementedError
+
+    def momentum_curve(self, span: Span) -> Curve | None:
+        """Returns the momentum that goes with the schedule, None where it has no say in it."""
+        return None
+
+
+class Warmup(Schedule):
+    """A linear rise from `warmup_init` to 1 over `warmup`, as in timm with `warmup_prefix`."""
+
+    warmup: Length = Length(0, "ep")
+    warmup_init: float = Field(default=0.0, ge=0)
+
+    def rise(self, span: Span) -> list[Knot]:
+        """Returns the knots of the rise, to which a family adds what follows from its end."""
+        top = span.step_at(self.warmup)
+        return [Knot(0, self.warmup_init)] if top > 0 else []
+
+
+class Constant(Warmup):
+    """The peak throughout."""
+
+    name: Literal["constant"] = "constant"
+
+    def curve(self, span: Span) -> Curve:
+        return Curve((*self.rise(span), Knot(span.step_at(self.warmup), 1.0)))
+
+
+class Linear(Warmup):
+    """From the peak straight to `final`."""
+
+    name: Literal["linear"] = "linear"
+    final: float = Field(default=0.0, ge=0)
+
+    def curve(self, span: Span) -> Curve:
+        top = Knot(span.step_at(self.warmup), 1.0)
+        return Curve((*self.rise(span), top, Knot(span.steps, self.final)))
+
+
+class Cosine(Warmup):
+    """From the peak to `final` along half a cosine (SGDR without restarts, arXiv 1608.03983)."""
+
+    name: Literal["cosine"] = "cosine"
+    final: float = Field(default=0.0, ge=0)
+
+    def curve(self, span: Span) -> Curve:
+        top = Knot(span.step_at(self.warmup), 1.0, "cosine")
+        return Curve((*self.rise(span), top, Knot(span.steps, self.final)))
+
+
+class Step(Warmup):
+    """Multiplied by `gamma` at each milestone, as torch's MultiStepLR."""
+
+    name: Literal["step"] = "step"
+    milestones: tuple[Length, ...] = Field(min_length=1)
+    gamma: float = Field(default=0.1, gt=0)
+
+    def curve(self, span: Span) -> Curve:
+        drops = sorted(span.step_at(milestone) for milestone in self.milestones)
+        knots = [Knot(at, self.gamma ** (i + 1), "step") for i, at in enumerate(drops)]
+        return Curve((*self.rise(span), Knot(span.step_at(self.warmup), 1.0, "step"), *knots))
+
+    @model_validator(mode="after")
+    def _warmup_comes_first(self) -> "Step":
+        units = {self.warmup.unit, *(milestone.unit for milestone in self.milestones)}
+        early = [str(m) for m in self.milestones if m.amount <= self.warmup.amount]
+        if len(units) == 1 and early:
+            raise ValueError(f"milestone {early[0]} lies within the warmup of {self.warmup}")
+        return self
+
+
+class OneCycle(Schedule):
+    """One cycle up and down (Smith, arXiv 1708.07120), exactly as torch's OneCycleLR.
+
+    From 1/div_factor to 1 within `pct_start` of the steps, then to
+    1/(div_factor x final_div_factor). With `base_momentum` and `max_momentum` the momentum moves
+    the other way; without them it stays the optimizer's.
+    """
+
+    name: Literal["onecycle"] = "onecycle"
+    pct_start: float = Field(default=0.3, ge=0, le=1)
+    div_factor: float = Field(default=25.0, gt=0)
+    final_div_factor: float = Field(default=1e4, gt=0)
+    anneal_strategy: Literal["cos", "linear"] = "cos"
+    base_momentum: float | None = Field(default=None, ge=0, lt=1)
+    max_momentum: float | None = Field(default=None, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> "OneCycle":
+        if (self.base_momentum is None) != (self.max_momentum is None):
+            raise ValueError("give both base_momentum and max_momentum, or neither")
+        return self
+
+    def curve(self, span: Span) -> Curve:
+        initial = 1.0 / self.div_factor
+        return self._cycle(span, initial, 1.0, initial / self.final_div_factor)
+
+    def momentum_curve(self, span: Span) -> Curve | None:
+        if self.base_momentum is None or self.max_momentum is None:
+            return None
+        return self._cycle(span, self.max_momentum, self.base_momentum, self.max_momentum)
+
+    def _cycle(self, span: Span, start: float, turn: float, end: float) -> Curve:
+        ease: Ease = "cosine" if self.anneal_strategy == "cos" else "linear"
+        top = max(0.0, self.pct_start * span.steps - 1)
+        last = max(top, span.steps - 1)
+        return Curve((Knot(0, start, ease), Knot(top, turn, ease), Knot(last, end)))
+
+
+class Keypoints(Schedule):
+    """Any curve, as (position, value) pairs: `[[0, 0], [2ep, 1], [100%, 0]]`."""
+
+    name: Literal["keypoints"] = "keypoints"
+    keypoints: tuple[tuple[Length, float], ...] = Field(min_length=1)
+    interpolation: Ease = "linear"
+
+    def curve(self, span: Span) -> Curve:
+        knots = [Knot(span.step_at(at), value, self.interpolation) for at, value in self.keypoints]
+        return Curve(tuple(sorted(knots, key=lambda knot: knot.at)))
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+LrSchedule = Annotated[
+    Annotated[
+        Constant | Linear | Cosine | Step | OneCycle | Keypoints, Field(discriminator="name")
+    ],
+    BeforeValidator(_named),
+]
+"""A learning-rate schedule in a recipe: a name (`cosine`) or a mapping with a `name`."""
+
+
+def _number_or_keypoints(value: Any) -> str:
+    return "keypoints" if isinstance(value, dict | Keypoints) else "number"
+
+
+Value = Annotated[
+    Annotated[float, Tag("number")] | Annotated[Keypoints, Tag("keypoints")],
+    Discriminator(_number_or_keypoints),
+]
+"""A number, or `{keypoints: [...]}` for one that varies."""
+
+
+def value_curve(value: float | Keypoints, span: Span) -> Curve:
+    """Returns the curve of a recipe's `Value` over `span`."""
+    return value.curve(span) if isinstance(value, Keypoints) else constant(value)

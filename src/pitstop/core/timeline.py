@@ -1,0 +1,449 @@
+"""The timeline: everything that varies during a run, as a pure function of the step.
+
+`Timeline(recipe, amendments, num_samples)` cuts the run into segments of constant shapes and tells
+for any step its settings, its position in the data and whether an evaluation is due. The plan, the
+run and a resumed run all ask this one object.
+
+Positions. The run walks the endless concatenation of epoch permutations, so a batch may straddle
+two epochs and no sample is dropped. Phases of equal data fraction share one walk; a change of
+fraction starts a new one. A phase ends with the first batch that reaches its last sample.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from pitstop.core.errors import InputError
+from pitstop.core.length import Length
+from pitstop.core.recipe import Phase, PhaseSettings, Recipe
+from pitstop.core.schedule import Curve, Linear, Span, constant, value_curve
+from pitstop.core.strict import Strict
+
+RAMP_SIZES = 4
+"""A ramp of resolutions has at most this many: each one costs a compilation."""
+
+RAMP_MULTIPLE = 16
+"""The sizes between a ramp's ends are multiples of this many pixels."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The continuous values of a segment, by the run's step."""
+
+    lr: Curve
+    momentum: Curve
+    mixup_alpha: Curve
+    cutmix_alpha: Curve
+    ema_half_life: Curve
+
+    def shifted(self, steps: int) -> "Curves":
+        return Curves(*(getattr(self, curve.name).shifted(steps) for curve in fields(self)))
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Steps `first` to `last` (exclusive) of constant shapes."""
+
+    recipe: Recipe
+    phase: Phase
+    phase_index: int
+    resolution: int
+    num_samples: int
+    """Images in the phase's subset: the first floor(data_fraction x N)."""
+    first: int
+    last: int
+    walk: int
+    """Which walk: the key, with the pass, of the permutation."""
+    walk_first: int
+    """Position in the walk, in samples, of the first image of step `first`."""
+    walk_epoch: float
+    """The run's epochs at the start of the walk."""
+    walk_passes: int
+    """Passes, begun ones included, of all walks before."""
+    curves: Curves = field(repr=False)
+
+    @property
+    def batch_size(self) -> int:
+        return self.phase.batch_size
+
+    @property
+    def steps(self) -> int:
+        return self.last - self.first
+
+    def walk_position(self, step: int) -> int:
+        """Returns the position in the walk, in samples, before `step`."""
+        return self.walk_first + (step - self.first) * self.batch_size
+
+    def epoch(self, step: int) -> float:
+        """Returns the epochs done before `step`, over the whole run."""
+        return self.walk_epoch + self.walk_position(step) / self.num_samples
+
+    def step_at_epoch(self, epoch: float) -> int:
+        """Returns the step, rounded and not bounded to the segment, at which `epoch` is done."""
+        samples = (epoch - self.walk_epoch) * self.num_samples
+        return self.first + round((samples - self.walk_first) / self.batch_size)
+
+    def steps_from(self, step: int) -> range:
+        """Returns the segment's steps, without those before `step`."""
+        return range(max(step, self.first), self.last)
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """All that one step needs to know, apart from its images."""
+
+    step: int
+    epoch: float
+    lr: float
+    momentum: float
+    mixup_alpha: float
+    cutmix_alpha: float
+    ema_decay: float
+    segment: Segment = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where in the data a step's batch begins."""
+
+    walk: int
+    pass_: int
+    """The pass over the subset, from 0 in each walk."""
+    index: int
+    """The place within the pass's permutation."""
+
+
+class Extend(Strict):
+    """One more phase after the planned end: the last structure, lr falling straight to 0."""
+
+    kind: Literal["extend"] = "extend"
+    epochs: float = Field(gt=0)
+    lr: float = Field(gt=0)
+
+
+class Rebase(Strict):
+    """Another recipe from the current epoch position on."""
+
+    kind: Literal["rebase"] = "rebase"
+    recipe: Recipe
+
+
+class Amendment(Strict):
+    """What was decided while running, at `step`. It never alters a step before that."""
+
+    step: int = Field(ge=0)
+    change: Annotated[Extend | Rebase, Field(discriminator="kind")]
+
+
+_AMENDMENTS = TypeAdapter(tuple[Amendment, ...])
+
+
+def parse_amendments(data: Any) -> tuple[Amendment, ...]:
+    """Returns the amendments that `dump_amendments` wrote."""
+    return _AMENDMENTS.validate_python(data)
+
+
+def dump_amendments(amendments: Sequence[Amendment]) -> list[dict[str, Any]]:
+    """Returns amendments as plain data, for a checkpoint or a record."""
+    return _AMENDMENTS.dump_python(tuple(amendments), mode="json")
+
+
+class Timeline:
+    """The plan of a run.
+
+    Args:
+        recipe: a loaded recipe.
+        amendments: in the order in which they were decided.
+        num_samples: training images.
+
+    Raises:
+        InputError: the recipe does not fit the data: a batch larger than a phase's subset, a
+            phase shorter than a batch, a warm-up longer than its span.
+    """
+
+    def __init__(
+        self, recipe: Recipe, amendments: Sequence[Amendment] = (), *, num_samples: int
+    ) -> None:
+        self.num_samples = num_samples
+        segments = _plan(recipe, num_samples)
+        ends = {segments[-1].last}
+        for amendment in amendments:
+            if isinstance(amendment.change, Extend):
+                segments += (_extension(segments[-1], amendment.change),)
+            else:
+                segments = _rebased(segments, amendment.step, amendment.change.recipe, num_samples)
+                ends = {end for end in ends if end <= amendment.step}
+            ends.add(segments[-1].last)
+        self.segments: tuple[Segment, ...] = segments
+        self._firsts = [segment.first for segment in segments]
+        self.evaluations: frozenset[int] = frozenset(ends).union(*map(_evaluations, segments))
+
+    @property
+    def last(self) -> int:
+        """The number of steps of the whole run."""
+        return self.segments[-1].last
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe in force at the end."""
+        return self.segments[-1].recipe
+
+    @property
+    def epochs(self) -> float:
+        """The epochs of the whole run, up to its last batch."""
+        return self.segments[-1].epoch(self.last)
+
+    def segment_at(self, step: int) -> Segment:
+        """Returns the segment of `step`; past the end, the last one."""
+        return self.segments[bisect_right(self._firsts, step) - 1]
+
+    def segments_from(self, step: int) -> Iterator[Segment]:
+        """Yields the segments that have steps left at `step`."""
+        return (segment for segment in self.segments if segment.last > step)
+
+    def settings_at(self, step: int) -> StepSettings:
+        """Returns the settings of `step`, 0 <= step < last."""
+        segment = self.segment_at(step)
+        curves = segment.curves
+        half_life = curves.ema_half_life(step)
+        return StepSettings(
+            step=step,
+            epoch=segment.epoch(step),
+            lr=curves.lr(step),
+            momentum=curves.momentum(step),
+            mixup_alpha=curves.mixup_alpha(step),
+            cutmix_alpha=curves.cutmix_alpha(step),
+            ema_decay=min(0.5 ** (1 / half_life), (1 + step) / (10 + step)) if half_life else 0.0,
+            segment=segment,
+        )
+
+    def position(self, step: int) -> Position:
+        """Returns where in the data the batch of `step` begins."""
+        segment = self.segment_at(step)
+        pass_, index = divmod(segment.walk_position(step), segment.num_samples)
+        return Position(segment.walk, pass_, index)
+
+    def epoch(self, step: int) -> float:
+        """Returns the epochs done before `step`; `epoch(last)` is that of the end."""
+        return self.segment_at(max(0, step - 1)).epoch(step)
+
+
+def _evaluations(segment: Segment) -> Iterator[int]:
+    """Yields the steps, counted as steps done, right after the batches that complete an epoch."""
+    n = segment.num_samples
+    begin, end = segment.walk_position(segment.first), segment.walk_position(segment.last)
+    for passes in range(begin // n + 1, end // n + 1):
+        if (segment.walk_passes + passes) % segment.recipe.eval.every == 0:
+            yield segment.first + -(-(passes * n - begin) // segment.batch_size)
+
+
+# Planning: from a recipe to segments
+
+
+def _plan(recipe: Recipe, num_samples: int) -> tuple[Segment, ...]:
+    bare = _shapes(recipe, num_samples)
+    run = Span(bare[-1].last, _step_at(bare, 0.0, recipe.epochs))
+    planned: list[Segment] = []
+    begun = 0.0
+    for index, phase in enumerate(recipe.phases):
+        own = [segment for segment in bare if segment.phase_index == index]
+        first = own[0].first
+        at = _step_at(own, begun, phase.epochs(), origin=first)
+        curves = _curves(recipe, phase, run, Span(own[-1].last - first, at), first)
+        planned += [replace(segment, curves=curves) for segment in own]
+        begun += phase.epochs()
+    return tuple(planned)
+
+
+def _shapes(recipe: Recipe, num_samples: int) -> list[Segment]:
+    """Lays the phases, and the sizes of their ramps, end to end; without curves."""
+    segments: list[Segment] = []
+    still = constant(0.0)
+    step = walk = position = passes = 0
+    begun = walk_epoch = 0.0
+    for index, phase in enumerate(recipe.phases):
+        subset = math.floor(phase.data_fraction * num_samples + 1e-9)
+        _check_batch(recipe, index, subset)
+        if segments and subset != segments[-1].num_samples:
+            passes += -(-position // segments[-1].num_samples)
+            walk, position, walk_epoch = walk + 1, 0, begun
+        sizes = _ramp(phase)
+        for k, size in enumerate(sizes):
+            until = begun + phase.epochs() * (k + 1) / len(sizes)
+            target = round((until - walk_epoch) * subset)
+            steps = -(-(target - position) // phase.batch_size)
+            if steps < 1:
+                raise InputError(
+                    f"recipe {recipe.name}: phases.{index} ({phase.name}): {phase.duration} of "
+                    f"{subset} images at {len(sizes)} sizes are less than one batch of "
+                    f"{phase.batch_size}: raise epochs or lower batch_size"
+                )
+            segments.append(
+                Segment(
+                    recipe=recipe,
+                    phase=phase,
+                    phase_index=index,
+                    resolution=size,
+                    num_samples=subset,
+                    first=step,
+                    last=step + steps,
+                    walk=walk,
+                    walk_first=position,
+                    walk_epoch=walk_epoch,
+                    walk_passes=passes,
+                    curves=Curves(still, still, still, still, still),
+                )
+            )
+            step += steps
+            position += steps * phase.batch_size
+        begun += phase.epochs()
+    return segments
+
+
+def _check_batch(recipe: Recipe, index: int, subset: int) -> None:
+    phase = recipe.phases[index]
+    if phase.batch_size > subset:
+        raise InputError(
+            f"recipe {recipe.name}: phases.{index}.batch_size {phase.batch_size} is larger than "
+            f"the phase's {subset} images: set it to {max(subset, 1)} or less"
+        )
+
+
+def _ramp(phase: PhaseSettings) -> list[int]:
+    """Returns the distinct sizes of the phase's ramp, in ascending order."""
+    if isinstance(phase.resolution, int):
+        return [phase.resolution]
+    low, high = phase.resolution
+    inner = [low + (high - low) * k / (RAMP_SIZES - 1) for k in range(1, RAMP_SIZES - 1)]
+    rounded = {round(size / RAMP_MULTIPLE) * RAMP_MULTIPLE for size in inner}
+    return sorted({low, high} | {size for size in rounded if low < size < high})
+
+
+def _step_at(
+    segments: list[Segment], begun: float, epochs: float, origin: int = 0
+) -> Callable[[Length], int]:
+    """Returns the function from a length, measured from epoch `begun`, to steps from `origin`."""
+
+    def step_at(length: Length) -> int:
+        epoch = begun + length.epochs(epochs)
+        inside = (s for s in segments if s.step_at_epoch(epoch) <= s.last)
+        segment = next(inside, segments[-1])
+        return max(segment.step_at_epoch(epoch), segment.first) - origin
+
+    return step_at
+
+
+def _curves(recipe: Recipe, phase: Phase, run: Span, own: Span, first: int) -> Curves:
+    """Returns the phase's curves in the run's steps."""
+    schedule = phase.lr_schedule
+    span, start = (run, 0) if schedule.over == "run" else (own, first)
+    shape = _ascending(schedule.curve(span), span, recipe)
+    momentum = schedule.momentum_curve(span)
+    if momentum is None:
+        momentum, start_momentum = value_curve(recipe.optimizer.momentum, run), 0
+    else:
+        start_momentum = start
+    mix = phase.mix
+    return Curves(
+        lr=_scaled(shape, phase.peak_lr()).shifted(start),
+        momentum=momentum.shifted(start_momentum),
+        mixup_alpha=value_curve(mix.mixup_alpha if mix else 0.0, own).shifted(first),
+        cutmix_alpha=value_curve(mix.cutmix_alpha if mix else 0.0, own).shifted(first),
+        ema_half_life=value_curve(recipe.ema.half_life if recipe.ema else 0.0, run),
+    )
+
+
+def _ascending(curve: Curve, span: Span, recipe: Recipe) -> Curve:
+    """Returns the curve, having checked that a warm-up ends before its schedule does."""
+    if any(a.at > b.at for a, b in zip(curve.knots, curve.knots[1:], strict=False)):
+        raise InputError(
+            f"recipe {recipe.name}: lr_schedule: the warmup does not fit the {span.steps} steps "
+            "that the schedule covers: shorten warmup or raise epochs"
+        )
+    return curve
+
+
+def _scaled(curve: Curve, by: float) -> Curve:
+    return Curve(tuple(replace(knot, value=knot.value * by) for knot in curve.knots))
+
+
+# Amending: from segments to segments
+
+
+def _extension(end: Segment, extend: Extend) -> Segment:
+    """Returns the segment that goes on after `end`, in its walk."""
+    steps = max(1, math.ceil(extend.epochs * end.num_samples / end.batch_size))
+    fall = Linear().curve(Span(steps, lambda _: 0))
+    here = end.last
+    return replace(
+        end,
+        phase=end.phase.model_copy(
+            update={"name": "extension", "duration": Length(extend.epochs, "ep")}
+        ),
+        phase_index=end.phase_index + 1,
+        first=here,
+        last=here + steps,
+        walk_first=end.walk_position(here),
+        curves=Curves(
+            lr=_scaled(fall, extend.lr).shifted(here),
+            momentum=constant(end.curves.momentum(here - 1)),
+            mixup_alpha=constant(end.curves.mixup_alpha(here - 1)),
+            cutmix_alpha=constant(end.curves.cutmix_alpha(here - 1)),
+            ema_half_life=constant(end.curves.ema_half_life(here - 1)),
+        ),
+    )
+
+
+def _rebased(
+    segments: tuple[Segment, ...], step: int, recipe: Recipe, num_samples: int
+) -> tuple[Segment, ...]:
+    """Returns the segments cut off at `step` and what the new recipe plans from that epoch on.
+
+    The walk goes on where it is as long as the subset stays the same.
+    """
+    past = [replace(s, last=min(s.last, step)) for s in segments if s.first < step]
+    planned = _plan(recipe, num_samples)
+    if not past:
+        return planned
+    here = past[-1]
+    epoch = here.epoch(step)
+    ahead = [s for s in planned if s.epoch(s.last) > epoch]
+    if not ahead:
+        raise InputError(
+            f"recipe {recipe.name}: epochs: the run is at epoch {epoch:.2f} and the changed recipe "
+            f"ends at {planned[-1].epoch(planned[-1].last):.2f}: give it more"
+        )
+    entry = max(ahead[0].step_at_epoch(epoch), ahead[0].first)
+    entry = min(entry, ahead[0].last - 1)
+    ahead = [replace(ahead[0], first=entry, walk_first=ahead[0].walk_position(entry)), *ahead[1:]]
+    return (*past, *_continued(here, step, ahead))
+
+
+def _continued(here: Segment, step: int, ahead: list[Segment]) -> list[Segment]:
+    """Returns the planned segments moved so that they go on from `here` at `step`."""
+    entry = ahead[0]
+    goes_on = entry.num_samples == here.num_samples
+    position = here.walk_position(step)
+    begun = here.walk_passes + -(-position // here.num_samples)
+    moved: list[Segment] = []
+    for s in ahead:
+        later = replace(
+            s,
+            first=s.first + step - entry.first,
+            last=s.last + step - entry.first,
+            walk=s.walk - entry.walk + here.walk + (not goes_on),
+            curves=s.curves.shifted(step - entry.first),
+        )
+        if s.walk == entry.walk:
+            later = replace(
+                later,
+                walk_first=s.walk_first - entry.walk_first + (position if goes_on else 0),
+                walk_epoch=here.walk_epoch if goes_on else here.epoch(step),
+                walk_passes=here.walk_passes if goes_on else begun,
+            )
+        moved.append(later)
+    return moved

@@ -1,0 +1,1 @@
+"""Files: durable writes, the run directory and its records. No torch."""

@@ -1,0 +1,81 @@
+"""The run directory: what a run leaves behind, and where.
+
+run.json             status, metrics with their protocol, identity, circumstance, exit code
+events.jsonl         the records: one JSON object a line; the truth
+training_log.csv     a row an epoch
+training_log.txt     the same to read
+checkpoints/         *.pt, each with a *.json manifest, without which it does not count
+best.safetensors     weights (the EMA's when there is one)
+last.safetensors
+plots/*.png
+"""
+
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pitstop.core.errors import InputError
+from pitstop.io.storage import locked, read_json, write_json
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The places in a run's directory."""
+
+    path: Path
+
+    @property
+    def run_json(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def csv(self) -> Path:
+        return self.path / "training_log.csv"
+
+    @property
+    def text(self) -> Path:
+        return self.path / "training_log.txt"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def plots(self) -> Path:
+        return self.path / "plots"
+
+    def weights(self, which: str, *, raw: bool = False) -> Path:
+        """Returns the place of the `best` or `last` weights; `raw` are those beside the EMA's."""
+        return self.path / f"{which}{'-raw' if raw else ''}.safetensors"
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Holds the run for this process; raises InputError if another one writes it."""
+        return locked(
+            self.path / ".lock",
+            f"{self.path}: another process is writing this run: wait for it, or give another --out",
+        )
+
+    def read(self) -> dict[str, Any] | None:
+        """Returns run.json, None where there is no run."""
+        return read_json(self.run_json) if self.run_json.exists() else None
+
+    def write(self, **fields: Any) -> None:
+        """Updates fields of run.json."""
+        before = self.read() or {}
+        write_json(self.run_json, before | fields)
+
+    def set_aside(self) -> Path | None:
+        """Moves a run that is in the way to a name with the time in it; returns where to."""
+        if not self.path.exists():
+            return None
+        if not self.events.exists() and any(self.path.iterdir()):
+            raise InputError(f"{self.path}: is not empty and holds no run: give another --out")
+        aside = self.path.with_name(f"{self.path.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        self.path.rename(aside)
+        return aside

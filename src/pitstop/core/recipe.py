@@ -436,6 +436,13 @@ def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 def _override(raw: dict[str, Any], dotted: str, value: Any) -> None:
     """Sets `phases.1.resolution` in place; the mappings on the way are made where absent."""
     *path, last = dotted.split(".")
+    if dotted in PhaseSettings.model_fields:
+        phases = cast("list[Any]", raw.get("phases") or [])
+        own = [i for i, phase in enumerate(phases) if isinstance(phase, dict) and dotted in phase]
+        if own:
+            raise InputError(
+                f"--set {dotted}: phases {own} state their own: set phases.{own[0]}.{dotted}, ..."
+            )
     node: Any = raw
     for part in path:
         node = _child(node, part, dotted)

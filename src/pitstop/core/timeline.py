@@ -180,7 +180,9 @@ class Timeline:
             ends.add(segments[-1].last)
         self.segments: tuple[Segment, ...] = segments
         self._firsts = [segment.first for segment in segments]
-        self.evaluations: frozenset[int] = frozenset(ends).union(*map(_evaluations, segments))
+        self.evaluations: frozenset[int] = frozenset(ends).union(
+            *(_epoch_ends(segment, segment.recipe.eval.every) for segment in segments)
+        )
 
     @property
     def last(self) -> int:
@@ -227,17 +229,21 @@ class Timeline:
         pass_, index = divmod(segment.walk_position(step), segment.num_samples)
         return Position(segment.walk, pass_, index)
 
+    def epoch_ends(self, every: int) -> frozenset[int]:
+        """Returns the steps done when each `every`-th epoch is complete."""
+        return frozenset(end for s in self.segments for end in _epoch_ends(s, every))
+
     def epoch(self, step: int) -> float:
         """Returns the epochs done before `step`; `epoch(last)` is that of the end."""
         return self.segment_at(max(0, step - 1)).epoch(step)
 
 
-def _evaluations(segment: Segment) -> Iterator[int]:
-    """Yields the steps, counted as steps done, right after the batches that complete an epoch."""
+def _epoch_ends(segment: Segment, every: int) -> Iterator[int]:
+    """Yields the steps done right after the batches that complete every `every`-th pass."""
     n = segment.num_samples
     begin, end = segment.walk_position(segment.first), segment.walk_position(segment.last)
     for passes in range(begin // n + 1, end // n + 1):
-        if (segment.walk_passes + passes) % segment.recipe.eval.every == 0:
+        if (segment.walk_passes + passes) % every == 0:
             yield segment.first + -(-(passes * n - begin) // segment.batch_size)
 
 

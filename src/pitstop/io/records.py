@@ -103,16 +103,21 @@ class Records:
     Args:
         run: where.
         step: the step of the checkpoint that the run goes on from; 0 for a new run. What was
-            recorded after it is cut off, an evaluation at the step itself too: it is done again.
+            recorded after it is cut off.
+        evaluated: whether that checkpoint was saved after its step's evaluation. If not, an
+            evaluation recorded at the step is cut off too: it is done again.
     """
 
-    def __init__(self, run: RunDirectory, step: int) -> None:
+    def __init__(self, run: RunDirectory, step: int, *, evaluated: bool = True) -> None:
         before = read_events(run.events)
         self._wall_before = max((e["wall_seconds"] for e in before), default=0.0)
         self._started = time.monotonic()
-        kept = [e for e in before if e["step"] < step + (e["kind"] != "val") and step > 0]
+        end = {"val": step + evaluated}
+        kept = [e for e in before if step > 0 and e["step"] < end.get(e["kind"], step + 1)]
         self._run = run
         self._unrowed: list[Event] = []
+        self.evaluations: dict[int, Event] = {}
+        """The `val` events, by step."""
         write_text(run.events, "".join(json.dumps(event) + "\n" for event in kept))
         write_text(run.csv, _csv_line(field.name for field in fields(Row)))
         write_text(run.text, "")
@@ -140,6 +145,14 @@ class Records:
         """Returns the seconds that the run's processes have run, restarts included."""
         return self._wall_before + time.monotonic() - self._started
 
+    def best(self) -> Event | None:
+        """Returns the evaluation with the highest top-1, the first of equal ones."""
+        return max(self.evaluations.values(), key=lambda e: e["top1"], default=None)
+
+    def last(self) -> Event | None:
+        """Returns the latest evaluation."""
+        return self.evaluations[max(self.evaluations)] if self.evaluations else None
+
     def sync(self) -> None:
         """Puts what was added on disk; a checkpoint must not be newer than the records."""
         os.fsync(self._events.fileno())
@@ -157,6 +170,7 @@ class Records:
         """Writes what the event means for the CSV and the text log."""
         self._unrowed.append(event)
         if event["kind"] == "val":
+            self.evaluations[event["step"]] = event
             row = next(rows(self._unrowed))
             self._unrowed = []
             self._csv.write(_csv_line(asdict(row).values()))

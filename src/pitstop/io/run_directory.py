@@ -74,7 +74,7 @@ class RunDirectory:
         """Moves a run that is in the way to a name with the time in it; returns where to."""
         if not self.path.exists():
             return None
-        if not self.events.exists() and any(self.path.iterdir()):
+        if not self.events.exists() and any(p.name != ".lock" for p in self.path.iterdir()):
             raise InputError(f"{self.path}: is not empty and holds no run: give another --out")
         aside = self.path.with_name(f"{self.path.name}-{time.strftime('%Y%m%d-%H%M%S')}")
         self.path.rename(aside)

@@ -1,0 +1,65 @@
+"""The command line: one module a verb. A verb imports what it needs when it runs.
+
+Exit codes: 0 finished or target met; 2 bad input; 70 internal error; 75 interrupted and durable;
+76 diverged; 130 interrupted twice.
+"""
+
+import sys
+import traceback
+
+import typer
+
+from pitstop import __version__
+from pitstop.cli import evaluate, plan, recipes, train
+from pitstop.core.errors import InputError
+
+BAD_INPUT, INTERNAL = 2, 70
+
+app = typer.Typer(
+    name="pitstop",
+    help="Train image classifiers fast and cheaply on machines that may be taken away.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("train")(train.train)
+app.command("plan")(plan.plan)
+app.command("eval")(evaluate.evaluate)
+app.add_typer(recipes.app, name="recipes")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(False, "--version", callback=_version, help="Print the version."),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Runs the command line; the only place where exceptions become exit codes."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs a command and returns its exit code."""
+    if sys.platform == "win32":
+        typer.echo("pitstop does not run on Windows: use WSL", err=True)
+        return BAD_INPUT
+    try:
+        app(arguments)
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    except InputError as error:
+        typer.echo(f"pitstop: {error}", err=True)
+        return BAD_INPUT
+    except Exception:
+        traceback.print_exc()
+        typer.echo("pitstop: internal error: please report the lines above", err=True)
+    return INTERNAL

@@ -1,0 +1,1 @@
+"""From photos on a disk to batches: find, pack, read, decode, load."""

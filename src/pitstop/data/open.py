@@ -1,0 +1,101 @@
+"""`--data`: whatever the user names becomes an open packed dataset."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from pitstop.core.errors import InputError
+from pitstop.core.strict import did_you_mean
+from pitstop.data.digits import digits_source
+from pitstop.data.pack import PackReport, pack_once
+from pitstop.data.packed import REMARKS, PackedDataset, is_packed
+from pitstop.data.source import Source, folder_source
+
+DIGITS = "digits"
+ACCEPTED = f"a packed dataset, a class folder, or {DIGITS!r}"
+
+
+def open_dataset(
+    spec: str,
+    *,
+    cache: Path | None = None,
+    workers: int,
+    progress: Callable[[int, int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    say: Callable[[str], None],
+) -> PackedDataset:
+    """Opens a dataset; a class folder or the digits are packed first, once.
+
+    Args:
+        spec: a packed directory, a class folder (layouts: `source`), or "digits"
+            (a folder of that name is "./digits").
+        cache: where packed datasets are kept, by name and content listing; by default
+            $PITSTOP_CACHE, else $XDG_CACHE_HOME/pitstop, else ~/.cache/pitstop.
+        workers: threads that pack.
+        progress: called with (images packed, all images).
+        should_stop: asked while packing.
+        say: called with lines for the user: what was held out, where it was packed, what was bad.
+
+    Raises:
+        InputError: `spec` is none of these, or is damaged, or cannot be packed.
+        PackingStoppedError: `should_stop` returned True.
+    """
+    path = Path(spec).expanduser()
+    if spec != DIGITS:
+        _check_folder(spec, path)
+        if is_packed(path):
+            return PackedDataset.open(path)
+    source = digits_source() if spec == DIGITS else folder_source(path)
+    for note in source.notes:
+        say(note)
+    target = (cache or default_cache()) / f"{_name(source)}-{source.key[:16]}"
+    if target.exists():
+        try:
+            return PackedDataset.open(target)
+        except InputError as error:
+            say(f"{error} (which is done now)")
+    report = pack_once(
+        source, target, workers=workers, progress=progress, should_stop=should_stop, say=say
+    )
+    if report is not None:
+        _say_packed(report, say)
+    return PackedDataset.open(target)
+
+
+def default_cache() -> Path:
+    """Returns the directory where packed datasets are kept."""
+    if place := os.environ.get("PITSTOP_CACHE"):
+        return Path(place).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "pitstop"
+
+
+def _check_folder(spec: str, path: Path) -> None:
+    if "://" in spec:
+        raise InputError(f"{spec} is a URL: download it, then name {ACCEPTED}")
+    if path.is_file():
+        raise InputError(f"{spec} is a file: unpack it if it is an archive, then name {ACCEPTED}")
+    if not path.is_dir():
+        meant = did_you_mean(spec, [DIGITS]) or _sibling(path)
+        raise InputError(f"{spec} does not exist{meant or f': name {ACCEPTED}'}")
+
+
+def _sibling(path: Path) -> str:
+    """Returns "; did you mean ...?" for a folder of nearly the same name at the same place."""
+    if not path.parent.is_dir():
+        return ""
+    folders = [str(entry) for entry in path.parent.iterdir() if entry.is_dir()]
+    return did_you_mean(str(path), folders)
+
+
+def _name(source: Source) -> str:
+    return Path(source.origin).resolve().name or "root"
+
+
+def _say_packed(report: PackReport, say: Callable[[str], None]) -> None:
+    count = report.train + report.val
+    say(f"packed {count:,} images ({report.val:,} for validation) into {report.path}")
+    if report.converted:
+        say(f"converted {len(report.converted):,} images: see {report.path / REMARKS}")
+    if report.skipped:
+        say(f"skipped {len(report.skipped):,} bad images: see {report.path / REMARKS}")

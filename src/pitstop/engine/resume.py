@@ -1,0 +1,132 @@
+"""What a run goes on from: the recipe it began with, what was decided since, and what is asked now.
+
+Identity (the recipe's, and the dataset's digest) decides the result: a difference refuses to
+resume. Circumstance (device, precision, threads, versions) may change, and a change is announced.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pitstop.core.errors import InputError
+from pitstop.core.recipe import Recipe, parse_recipe
+from pitstop.core.timeline import (
+    Amendment,
+    Extend,
+    Rebase,
+    Timeline,
+    dump_amendments,
+    parse_amendments,
+)
+
+SHOWN = 5
+"""Fields that a refusal lists at most."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the command asks for: a recipe, and what to do if the run had another one."""
+
+    recipe: Recipe
+    rebase: bool = False
+    extend_epochs: float | None = None
+    extend_lr: float | None = None
+
+
+@dataclass(frozen=True)
+class Course:
+    """What the run follows: its first recipe and the amendments to it."""
+
+    recipe: Recipe
+    amendments: tuple[Amendment, ...]
+    num_samples: int
+    notes: tuple[str, ...] = ()
+
+    def timeline(self) -> Timeline:
+        return Timeline(self.recipe, self.amendments, num_samples=self.num_samples)
+
+    def saved(self, digest: str) -> dict[str, Any]:
+        """Returns the part of a checkpoint that `set_course` reads."""
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "amendments": dump_amendments(self.amendments),
+            "dataset": digest,
+        }
+
+
+def set_course(
+    wish: Wish, saved: dict[str, Any] | None, *, digest: str, num_samples: int
+) -> Course:
+    """Returns the course of a run, from a checkpoint (None for a new run) and what is asked now.
+
+    Raises:
+        InputError: the checkpoint is of another dataset or recipe, naming what differs.
+    """
+    if saved is None:
+        if wish.extend_epochs is not None:
+            raise InputError("--extend: there is no run to extend here yet: train it first")
+        return Course(wish.recipe, (), num_samples)
+    if saved["dataset"] != digest:
+        raise InputError(
+            f"--data: its content (digest {digest[:12]}) is not what the run was trained on "
+            f"({saved['dataset'][:12]}): give that data, or another --out"
+        )
+    recipe = parse_recipe(saved["recipe"], "checkpoint")
+    course = Course(recipe, parse_amendments(saved["amendments"]), num_samples)
+    course = _with_recipe(course, wish, saved["step"])
+    return course if wish.extend_epochs is None else _extended(course, wish, saved["step"])
+
+
+def _with_recipe(course: Course, wish: Wish, step: int) -> Course:
+    """Returns the course with the wished recipe from `step` on, if it differs and may."""
+    before, after = course.timeline().recipe.identity(), wish.recipe.identity()
+    keys = [k for k in {**before, **after} if before.get(k, ...) != after.get(k, ...)]
+    if not keys:
+        return course
+    shown = [f"{k} {before.get(k, 'absent')} -> {after.get(k, 'absent')}" for k in keys[:SHOWN]]
+    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+    changes = ", ".join(shown) + more
+    if not wish.rebase:
+        raise InputError(
+            f"the run was started with another recipe: {changes}: restore that, or go on with the "
+            "change from here (--rebase), start over (--no-resume), or give another --out"
+        )
+    fixed = [key for key in keys if _decides_what_is_saved(key)]
+    if fixed:
+        raise InputError(f"--rebase cannot change {', '.join(fixed)}: give another --out")
+    rebased = _amended(course, Amendment(step=step, change=Rebase(recipe=wish.recipe)))
+    ends = f"step {course.timeline().last} to {rebased.timeline().last}"
+    note = f"rebased at step {step}: {changes}; the end moves from {ends}"
+    return replace(rebased, notes=(*course.notes, note))
+
+
+def _decides_what_is_saved(key: str) -> bool:
+    return key in ("optimizer.name", "ema") or key.startswith("model.")
+
+
+def _extended(course: Course, wish: Wish, step: int) -> Course:
+    """Returns the course with one more phase; the same one, if it is what is being trained."""
+    assert wish.extend_epochs is not None
+    before = course.timeline()
+    lr = wish.extend_lr or 0.1 * before.recipe.phases[-1].peak_lr()
+    change = Extend(epochs=wish.extend_epochs, lr=lr)
+    if step < before.last and course.amendments and course.amendments[-1].change == change:
+        return course
+    extended = _amended(course, Amendment(step=step, change=change))
+    after = extended.timeline()
+    note = (
+        f"extended by {wish.extend_epochs:g} epochs from lr {lr:g}: the end moves from epoch "
+        f"{before.epochs:.2f} (step {before.last}) to {after.epochs:.2f} (step {after.last})"
+    )
+    return replace(extended, notes=(*course.notes, note))
+
+
+def _amended(course: Course, amendment: Amendment) -> Course:
+    return replace(course, amendments=(*course.amendments, amendment))
+
+
+def changed_circumstance(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """Returns a line that says what changed since the run's last start, None if nothing did."""
+    changes = [f"{k} {before[k]} -> {v}" for k, v in now.items() if k in before and before[k] != v]
+    if not changes:
+        return None
+    return f"circumstances changed: {', '.join(changes)}: from here not bit-exact"

@@ -1,0 +1,149 @@
+"""From what the user names (a recipe, data, a directory) to a run: the engine's front door."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress as ProgressBar
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from pitstop.core.errors import InputError
+from pitstop.core.recipe import Recipe, parse_recipe
+from pitstop.data.load import default_workers
+from pitstop.data.open import open_dataset
+from pitstop.data.pack import PackingStoppedError
+from pitstop.data.packed import PackedDataset
+from pitstop.engine.evaluate import evaluate
+from pitstop.engine.resume import Wish
+from pitstop.engine.train import INTERRUPTED, Outcome, train
+from pitstop.io.run_directory import RunDirectory
+from pitstop.nn import models
+from pitstop.runtime.checkpoint import copy_checkpoint
+from pitstop.runtime.devices import Device
+from pitstop.runtime.preemption import Preemption
+
+
+def run_training(
+    wish: Wish,
+    out: Path,
+    *,
+    workers: int | None = None,
+    resume: Path | None = None,
+    start_over: bool = False,
+) -> Outcome:
+    """Trains in the run directory `out`, going on with the run that is there.
+
+    Args:
+        wish: the recipe, which names its data, and what to do if the run had another.
+        workers: threads that decode images; by default as many as there are cores.
+        resume: a checkpoint, or a run, to begin from instead; `out` must hold no run yet.
+        start_over: move a run that is in the way aside.
+
+    Raises:
+        InputError: naming the file, key or option, and the fix.
+    """
+    assert wish.recipe.data is not None
+    console = Console(highlight=False, soft_wrap=True)
+    run = RunDirectory(out)
+    workers = workers or default_workers()
+    with Preemption() as preemption:
+        if start_over and run.path.exists():
+            with run.lock():
+                aside = run.set_aside()
+            console.print(f"moved the run that was there to {aside}")
+        with run.lock():
+            if resume is not None:
+                copy_checkpoint(resume, run)
+            try:
+                data = _open(wish.recipe.data, workers, console, lambda: preemption.requested)
+            except PackingStoppedError:
+                return INTERRUPTED
+            return train(wish, data, run, workers=workers, preemption=preemption, console=console)
+
+
+def run_evaluation(
+    weights: Path,
+    data: str | None,
+    *,
+    which: str = "best",
+    protocol: dict[str, Any] | None = None,
+    precision: str = "auto",
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Evaluates weights on a dataset's validation images.
+
+    Args:
+        weights: a safetensors file that pitstop wrote, or a run directory.
+        data: as `--data`; None for the data that the run was trained on.
+        which: of a run, the `best` or the `last` weights.
+        protocol: overrides of the recipe's `eval`.
+
+    Returns:
+        loss, top1, top5 (percent) and the protocol.
+    """
+    run = RunDirectory(weights)
+    if weights.is_dir():
+        stated = run.read()
+        if stated is None:
+            raise InputError(f"{weights}: holds no run.json: name a run or a .safetensors file")
+        data = data or stated.get("data")
+        weights = run.weights(which)
+    if data is None:
+        raise InputError("--data: say what to evaluate on; a weights file does not name it")
+    model, recipe, classes = load_model(weights, protocol or {}, precision)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    workers = workers or default_workers()
+    opened = _open(data, workers, console, lambda: False)
+    if list(opened.classes) != classes:
+        raise InputError(
+            f"{data}: its {len(opened.classes)} classes are not the {len(classes)} that {weights} "
+            "was trained on"
+        )
+    device = Device.choose(recipe.precision, compile=False)
+    result = evaluate(
+        device.place(model), opened.val, recipe, device, weights=weights.name, workers=workers
+    )
+    assert result is not None
+    return asdict(result)
+
+
+def load_model(
+    path: Path, protocol: dict[str, Any], precision: str
+) -> tuple[nn.Module, Recipe, list[str]]:
+    """Builds the model of a safetensors file that pitstop wrote, from what its header says.
+
+    Returns:
+        the model on the CPU, a recipe with its normalisation and protocol, the class names.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = json.loads((file.metadata() or {})["pitstop"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        why = "has no pitstop header" if isinstance(error, KeyError) else error
+        raise InputError(f"{path}: {why}: name a .safetensors file of a pitstop run") from None
+    classes = metadata.pop("classes")
+    metadata["eval"] |= protocol
+    recipe = parse_recipe({**metadata, "epochs": 1, "precision": precision}, str(path))
+    model = models.build(recipe.model, len(classes), seed=0)
+    model.load_state_dict(tensors)
+    return model, recipe, classes
+
+
+def _open(
+    data: str, workers: int, console: Console, should_stop: Callable[[], bool]
+) -> PackedDataset:
+    """Opens `--data`; if it is to be packed first, with a progress bar."""
+    with ProgressBar(console=console, transient=True) as bar:
+        task = bar.add_task("packing", total=None, visible=False)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, visible=True)
+
+        return open_dataset(
+            data, workers=workers, progress=progress, should_stop=should_stop, say=console.print
+        )

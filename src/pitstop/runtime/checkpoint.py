@@ -1,0 +1,286 @@
+"""Checkpoints: whole or not there, written behind the training's back.
+
+A checkpoint is `NAME.pt` and, written after it, `NAME.json` with its size and SHA-256. Without a
+manifest that matches, it does not count: a kill at any instant leaves the one before. The training
+stands still only while the state is copied on the host; a thread does the rest.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as safetensors_bytes
+
+from pitstop.core.errors import InputError
+from pitstop.core.recipe import Checkpoint, amount_and_unit
+from pitstop.core.timeline import Timeline
+from pitstop.io.run_directory import RunDirectory
+from pitstop.io.storage import PARTIAL, atomic_write, read_json, sha256, write_json
+
+StateDict = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is known of a checkpoint without opening it. `top1` is None before its evaluation."""
+
+    step: int
+    epoch: float
+    top1: float | None
+    file: str
+    bytes: int
+    sha256: str
+
+
+class SaveSchedule:
+    """When to save: by the policy, at the end of the run, and after an evaluation worth keeping."""
+
+    def __init__(self, policy: Checkpoint, timeline: Timeline) -> None:
+        self._amount, self._unit = amount_and_unit(policy.every)
+        self._keep_best = policy.keep_best
+        self._epoch_ends = timeline.epoch_ends(self._amount) if self._unit == "ep" else frozenset()
+        self._last = timeline.last
+        self._saved_at = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Tells whether to save after `step` steps."""
+        if step == self._last or step in self._epoch_ends:
+            return True
+        if self._unit == "min":
+            return time.monotonic() - self._saved_at >= 60 * self._amount
+        return self._unit == "steps" and step % self._amount == 0
+
+    def is_among_best(self, top1: float, before: Iterable[float]) -> bool:
+        """Tells whether an evaluation is one to keep, given the accuracies of those before it."""
+        return sum(other >= top1 for other in before) < self._keep_best
+
+    def saved(self) -> None:
+        """Notes the time of a save."""
+        self._saved_at = time.monotonic()
+
+
+class Checkpointer:
+    """Saves, keeps and restores a run's checkpoints.
+
+    Args:
+        run: whose they are.
+        policy: when to save and what to keep.
+    """
+
+    def __init__(self, run: RunDirectory, policy: Checkpoint) -> None:
+        self._run = run
+        self._policy = policy
+        self._directory = run.checkpoints
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+        self._host: Any = None
+        self.rejected: str | None = None
+        """Says which value of the last snapshot was not finite, when it was discarded for that."""
+
+    # Restoring
+
+    def restore(self, say: Callable[[str], None]) -> tuple[Manifest, StateDict] | None:
+        """Returns the newest whole checkpoint, None where there is none.
+
+        What a kill left behind is swept, and a damaged checkpoint is removed and the one before
+        taken; `say` is told so.
+        """
+        self._sweep()
+        for manifest in reversed(self.manifests()):
+            path = self._directory / manifest.file
+            complete = path.exists() and path.stat().st_size == manifest.bytes
+            if complete and sha256(path) == manifest.sha256:
+                return manifest, torch.load(path, map_location="cpu", weights_only=True)
+            say(f"{path}: is damaged; going back to the checkpoint before")
+            self._remove(manifest)
+        return None
+
+    def manifests(self) -> list[Manifest]:
+        """Returns the manifests in order of step; one that cannot be read does not count."""
+        found: list[Manifest] = []
+        for path in self._directory.glob("*.json"):
+            try:
+                found.append(Manifest(**read_json(path)))
+            except (ValueError, TypeError):
+                path.unlink()
+        return sorted(found, key=lambda manifest: manifest.step)
+
+    def _sweep(self) -> None:
+        whole = {manifest.file for manifest in self.manifests()}
+        for path in self._directory.glob("*"):
+            if path.suffix == PARTIAL or (path.suffix == ".pt" and path.name not in whole):
+                path.unlink()
+
+    # Saving
+
+    def save(
+        self,
+        state: StateDict,
+        *,
+        epoch: float,
+        top1: float | None,
+        best: bool,
+        metadata: dict[str, Any],
+    ) -> float:
+        """Copies the state to the host and writes it in the background.
+
+        Args:
+            state: tensors and plain data in nested containers. `step`, `model` and `ema` (None
+                without one) are read here: the EMA, else the model, becomes `last.safetensors`.
+            epoch: epochs done.
+            top1: accuracy of the evaluation at this step in percent, None without one.
+            best: whether that is the best yet: `best.safetensors` is written too.
+            metadata: goes with the weights: what it takes to build and use the model.
+
+        Returns:
+            The seconds for which the training stood still.
+        """
+        start = time.perf_counter()
+        self.wait()
+        self._host = _to_host(state, self._host)
+        self._writing = self._writer.submit(self._write, epoch, top1, best, metadata)
+        return time.perf_counter() - start
+
+    def wait(self) -> None:
+        """Waits until the last save is on disk; raises what kept it from getting there."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+    def close(self) -> None:
+        """Waits, and ends the thread."""
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+
+    def _write(self, epoch: float, top1: float | None, best: bool, metadata: StateDict) -> None:
+        step = self._host["step"]
+        if (where := _not_finite(self._host)) is not None:
+            self.rejected = f"{where} at step {step}"
+            return
+        name = f"epoch-{epoch:07.2f}-step-{step:08d}" + (
+            "" if top1 is None else f"-top1-{top1:.2f}"
+        )
+        while (path := self._directory / f"{name}.pt").exists():
+            name += "+"  # never write over a checkpoint that counts
+        with atomic_write(path) as file:
+            torch.save(self._host, file)
+        manifest = Manifest(step, epoch, top1, path.name, path.stat().st_size, sha256(path))
+        write_json(path.with_suffix(".json"), asdict(manifest))
+        for which in ("last", "best") if best else ("last",):
+            self._write_weights(which, metadata)
+        self._drop_old(manifest)
+
+    def _write_weights(self, which: str, metadata: StateDict) -> None:
+        model, ema = self._host["model"], self._host["ema"]
+        files = {self._run.weights(which): model if ema is None else ema}
+        if ema is not None:
+            files[self._run.weights(which, raw=True)] = model
+        for path, tensors in files.items():
+            contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+            with atomic_write(path) as file:
+                file.write(safetensors_bytes(contiguous, {"pitstop": json.dumps(metadata)}))
+
+    def best_and_last(self) -> dict[str, Manifest]:
+        """Returns the checkpoint of the highest top-1 and the latest one, as far as there are."""
+        manifests = self.manifests()
+        ranked = _by_accuracy(manifests)
+        named = {"best": ranked[0]} if ranked else {}
+        return named | ({"last": manifests[-1]} if manifests else {})
+
+    def _drop_old(self, newest: Manifest) -> None:
+        """Removes what the policy does not keep: all but the last, the best, the milestones."""
+        for manifest in self.manifests():
+            if manifest.step == newest.step and manifest != newest:
+                self._remove(manifest)
+        manifests = self.manifests()
+        keep = {m.step for m in manifests[-self._policy.keep_last :]}
+        keep |= {m.step for m in _by_accuracy(manifests)[: self._policy.keep_best]}
+        if self._policy.keep_every is not None:
+            amount, _ = amount_and_unit(self._policy.keep_every)
+            reached = {int(m.epoch / amount + 1e-6): m.step for m in reversed(manifests)}
+            keep |= {step for epochs, step in reached.items() if epochs > 0}
+        for manifest in manifests:
+            if manifest.step not in keep:
+                self._remove(manifest)
+
+    def _remove(self, manifest: Manifest) -> None:
+        path = self._directory / manifest.file
+        path.with_suffix(".json").unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+
+
+def _by_accuracy(manifests: list[Manifest]) -> list[Manifest]:
+    evaluated = [(manifest.top1, manifest) for manifest in manifests if manifest.top1 is not None]
+    return [manifest for _, manifest in sorted(evaluated, key=lambda at: (-at[0], at[1].step))]
+
+
+def _to_host(value: Any, before: Any) -> Any:
+    """Returns a copy of nested containers with tensors on the host, in `before`'s memory."""
+    if isinstance(value, torch.Tensor):
+        fits = (
+            isinstance(before, torch.Tensor)
+            and before.shape == value.shape
+            and before.dtype == value.dtype
+            and before.stride() == value.stride()
+        )
+        host = before if fits else torch.empty_like(value, device="cpu", requires_grad=False)
+        return host.copy_(value.detach())
+    if isinstance(value, dict):
+        old = before if isinstance(before, dict) else {}
+        return {key: _to_host(item, old.get(key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        old = before if isinstance(before, list | tuple) and len(before) == len(value) else value
+        return type(value)(
+            _to_host(item, other if old is not value else None)
+            for item, other in zip(value, old, strict=True)
+        )
+    return value
+
+
+def _not_finite(value: Any, name: str = "") -> str | None:
+    """Returns the name of the first tensor with a value that is not finite."""
+    if isinstance(value, torch.Tensor):
+        bad = value.is_floating_point() and not bool(torch.isfinite(value).all())
+        return name if bad else None
+    items = value.items() if isinstance(value, dict) else ()
+    if isinstance(value, list | tuple):
+        items = enumerate(value)
+    found = (_not_finite(item, f"{name}.{key}".lstrip(".")) for key, item in items)
+    return next((where for where in found if where is not None), None)
+
+
+def copy_checkpoint(source: Path, run: RunDirectory) -> None:
+    """Begins a run from a copy of another one's checkpoint and records.
+
+    Args:
+        source: a checkpoint file, or a run directory, whose newest checkpoint is taken.
+        run: the new run; if it holds a checkpoint already, it was begun before and nothing is done.
+
+    Raises:
+        InputError: there is no whole checkpoint at `source`.
+    """
+    if any(run.checkpoints.glob("*.json")):
+        return
+    if source.is_dir():
+        newest = Checkpointer(RunDirectory(source), Checkpoint()).manifests()[-1:]
+        if not newest:
+            raise InputError(f"--resume {source}: holds no checkpoint")
+        source = source / "checkpoints" / newest[0].file
+    manifest = source.with_suffix(".json")
+    if not source.is_file() or not manifest.is_file():
+        raise InputError(f"--resume {source}: is not a checkpoint with its manifest (.json)")
+    records = RunDirectory(source.parent.parent).events
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    if records.exists():
+        shutil.copyfile(records, run.events)
+    for path in (source, manifest):
+        with atomic_write(run.checkpoints / path.name) as file, path.open("rb") as original:
+            shutil.copyfileobj(original, file)

@@ -1,0 +1,67 @@
+"""The device: where tensors live, in which precision, and whether the model is compiled."""
+
+import resource
+import sys
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device and how it is used.
+
+    `autocast_dtype` is the dtype of the forward pass, None for float32 throughout.
+    """
+
+    torch_device: torch.device
+    autocast_dtype: torch.dtype | None
+    compile: bool
+
+    @classmethod
+    def choose(cls, precision: Literal["auto", "fp32", "bf16"], compile: bool | str) -> "Device":
+        """Returns the CPU in the given precision.
+
+        `auto` precision is bf16 where the processor computes in it (AVX512-BF16 or AMX: nearly
+        twice as fast there, slower where it is emulated); `auto` compile is off on a CPU.
+        """
+        if precision == "auto":
+            native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+            precision = "bf16" if native else "fp32"
+        dtype = torch.bfloat16 if precision == "bf16" else None
+        return cls(torch.device("cpu"), dtype, compile is True)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Returns the context of a forward pass."""
+        return torch.autocast(
+            self.torch_device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None
+        )
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Moves a model here, its kernels in channels_last memory format."""
+        return model.to(self.torch_device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def compile_in_place(self, model: nn.Module) -> None:
+        """Compiles the model anew for the shapes to come; state dicts stay those of the model."""
+        if self.compile:
+            torch.compiler.reset()
+            model.compile(dynamic=False)
+
+    def memory_mb(self) -> float:
+        """Returns the most memory that the process has held, in MB."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+    def circumstance(self) -> dict[str, Any]:
+        """Returns what may change from one start of a run to the next without being refused."""
+        return {
+            "device": self.torch_device.type,
+            "precision": "fp32" if self.autocast_dtype is None else "bf16",
+            "compile": self.compile,
+            "threads": torch.get_num_threads(),
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+            "torch": torch.__version__,
+        }

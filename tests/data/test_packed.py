@@ -1,0 +1,164 @@
+import gc
+import json
+import os
+import resource
+import shutil
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pitstop.core.errors import InputError
+from pitstop.data.decode import decode
+from pitstop.data.pack import pack
+from pitstop.data.packed import PackedDataset
+from pitstop.data.source import folder_source
+
+
+@pytest.fixture
+def packed(folder: Path, tmp_path: Path) -> Path:
+    """A packed dataset of 12 + 4 images in shards of about two."""
+    pack(folder_source(folder), tmp_path / "packed", workers=2, shard_bytes=2000)
+    return tmp_path / "packed"
+
+
+def test_reads_what_was_packed(folder, packed):
+    dataset = PackedDataset.open(packed)
+    assert dataset.classes == ("cat", "dog")
+    assert (len(dataset.train), len(dataset.val)) == (12, 4)
+    assert len(list(packed.glob("train-*.arrow"))) > 2
+    assert dataset.train.labels.dtype == np.int64
+    assert dataset.train.sizes.dtype == np.int32
+    for split in (dataset.train, dataset.val):
+        split.prefetch(range(len(split)))
+        for row in range(len(split)):
+            data, name = split.read(row), split.name(row)
+            assert data == (folder / name).read_bytes()
+            assert decode(data).shape == (*split.sizes[row], 3)
+            assert dataset.classes[split.labels[row]] == name.split("/")[1]
+    names = [dataset.val.name(row) for row in range(4)]
+    assert names == sorted(names)
+
+
+def test_any_arrow_tool_opens_a_shard_and_the_manifest_tells_the_truth(packed):
+    manifest = json.loads((packed / "manifest.json").read_text())
+    for split in manifest["splits"].values():
+        assert split["rows"] == sum(shard["rows"] for shard in split["shards"])
+        for shard in split["shards"]:
+            data = (packed / shard["file"]).read_bytes()
+            assert (shard["bytes"], shard["sha256"]) == (len(data), sha256(data).hexdigest())
+            reader = pa.ipc.open_file(data)
+            assert reader.num_record_batches == 1
+            table = reader.read_all()
+            assert table.num_rows == shard["rows"]
+            assert table.column_names == ["image", "label", "height", "width", "name"]
+            table.validate(full=True)
+
+
+def test_reading_survives_that_the_dataset_is_replaced_or_deleted(packed):
+    dataset = PackedDataset.open(packed)
+    first = dataset.train.read(0)
+    shutil.rmtree(packed)
+    assert dataset.train.read(0) == first
+
+
+def test_files_are_closed_with_the_dataset(packed):
+    def open_files() -> int:
+        return len(list(Path("/dev/fd").iterdir()))
+
+    gc.collect()
+    before = open_files()
+    dataset = PackedDataset.open(packed)
+    assert open_files() > before
+    del dataset
+    gc.collect()
+    assert open_files() == before
+
+
+def test_raises_the_limit_of_open_files(packed):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
+        dataset = PackedDataset.open(packed)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 256
+        assert dataset.train.read(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+def garble(file: Path) -> None:
+    file.write_bytes(b"\0" * file.stat().st_size)
+
+
+def set_version(file: Path) -> None:
+    file.write_text(file.read_text().replace('"version": 1', '"version": 99'))
+
+
+def forget_a_class(file: Path) -> None:
+    file.write_text(file.read_text().replace('"dog"', '"x"').replace('"cat",', ""))
+
+
+def change_rows(file: Path) -> None:
+    manifest = json.loads(file.read_text())
+    manifest["splits"]["val"]["shards"][0]["rows"] += 1
+    file.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        ("train-00001.arrow", Path.unlink, "No such file or directory"),
+        ("train-00001.arrow", truncate, "is damaged"),
+        ("train-00001.arrow", garble, "is damaged (not an Arrow file)"),
+        ("manifest.json", Path.unlink, "packing did not finish"),
+        ("manifest.json", truncate, "is damaged (not JSON)"),
+        ("manifest.json", set_version, "has version 99, this pitstop reads 1"),
+        ("manifest.json", forget_a_class, "a label beyond its classes"),
+        ("manifest.json", change_rows, "val-00000.arrow is damaged"),
+    ],
+)
+def test_refuses_a_damaged_dataset_in_one_line(packed, file, damage, message):
+    damage(packed / file)
+    with pytest.raises(InputError) as error:
+        PackedDataset.open(packed)
+    text = str(error.value)
+    assert message in text
+    assert text.startswith(str(packed))
+    assert text.endswith("pack again")
+    assert "\n" not in text
+
+
+def test_refuses_another_manifest(tmp_path):
+    (tmp_path / "manifest.json").write_text("[1]")
+    with pytest.raises(InputError, match="not of a packed dataset"):
+        PackedDataset.open(tmp_path)
+
+
+def test_says_that_a_shard_was_cut_while_in_use(packed):
+    dataset = PackedDataset.open(packed)
+    os.truncate(packed / "train-00000.arrow", 100)
+    with pytest.raises(InputError, match=r"train-00000.arrow was cut short while in use"):
+        dataset.train.read(0)
+
+
+def test_refuses_a_row_outside(packed):
+    dataset = PackedDataset.open(packed)
+    for row in (-1, 12):
+        with pytest.raises(AssertionError):
+            dataset.train.read(row)
+
+
+def test_an_image_larger_than_a_shard_gets_its_own(tmp_path, photo):
+    for index, name in enumerate("abab"):
+        (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
+        photo(200, 300, index).save(tmp_path / "photos" / name / f"{index}.png")
+    pack(folder_source(tmp_path / "photos"), tmp_path / "packed", workers=1, shard_bytes=1)
+    dataset = PackedDataset.open(tmp_path / "packed")
+    assert len(list((tmp_path / "packed").glob("*.arrow"))) == 4
+    assert [decode(dataset.train.read(row)).shape for row in range(2)] == [(200, 300, 3)] * 2

@@ -1,0 +1,161 @@
+"""The plan in words and figures."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pitstop.core.recipe import parse_recipe
+from pitstop.core.timeline import Amendment, Extend, Timeline
+from pitstop.plan.explain import as_csv, as_json, table
+
+PHASES = [
+    {
+        "name": "small",
+        "duration": "2ep",
+        "resolution": [64, 128],
+        "data_fraction": 0.5,
+        "batch_size": 64,
+    },
+    {
+        "name": "large",
+        "duration": "3ep",
+        "resolution": 128,
+        "batch_size": 32,
+        "grad_accum_steps": 2,
+        "mix": {"mixup_alpha": {"keypoints": [[0, 0.0], ["100%", 0.4]]}},
+        "freeze": ["conv1", "layer1"],
+    },
+]
+STATED = {
+    "name": "[bold]lab[/bold]",
+    "epochs": 5,
+    "lr": 0.1,
+    "lr_per": 32,
+    "lr_schedule": {"name": "onecycle", "base_momentum": 0.85, "max_momentum": 0.95},
+    "label_smoothing": 0.1,
+    "ema": {"half_life": 20},
+    "phases": PHASES,
+}
+
+
+def timeline(**stated: Any) -> Timeline:
+    return Timeline(parse_recipe({**STATED, **stated}, "test"), num_samples=1000)
+
+
+def printed(plan: Timeline, width: int = 80) -> str:
+    file = io.StringIO()
+    Console(file=file, width=width).print(table(plan))
+    return file.getvalue()
+
+
+def read_rows(plan: Timeline) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(as_csv(plan))))
+
+
+def test_csv_has_the_settings_of_the_first_step_of_each_epoch() -> None:
+    plan = timeline()
+    rows = read_rows(plan)
+    assert [int(row["epoch"]) for row in rows] == [0, 1, 2, 3, 4]
+    for row in rows:
+        settings = plan.settings_at(int(row["step"]))
+        assert settings.epoch >= int(row["epoch"])
+        assert settings.step == 0 or plan.settings_at(settings.step - 1).epoch < int(row["epoch"])
+        for key in ("lr", "momentum", "mixup_alpha", "cutmix_alpha", "ema_decay"):
+            assert float(row[key]) == pytest.approx(getattr(settings, key), rel=1e-9)
+        phase = settings.segment.phase
+        assert row["phase"] == phase.name
+        assert int(row["resolution"]) == settings.segment.resolution
+        assert int(row["batch_size"]) == phase.batch_size
+        assert float(row["data_fraction"]) == phase.data_fraction
+        assert float(row["label_smoothing"]) == phase.label_smoothing
+
+
+@pytest.mark.parametrize("samples", [101, 1000, 1234])
+@pytest.mark.parametrize("epochs", [1, 2.5, 7])
+def test_csv_has_a_row_for_each_begun_epoch(samples: int, epochs: float) -> None:
+    recipe = parse_recipe({"epochs": epochs, "batch_size": 7}, "test")
+    rows = read_rows(Timeline(recipe, num_samples=samples))
+    assert [int(row["epoch"]) for row in rows] == list(range(-int(-epochs // 1)))
+
+
+def test_json_is_plain_and_adds_up() -> None:
+    plan = timeline()
+    data = json.loads(json.dumps(as_json(plan)))
+    segments = data["segments"]
+    assert data["recipe"] == STATED["name"]
+    assert data["steps"] == plan.last == segments[-1]["steps"][1]
+    assert data["evaluations"] == len(plan.evaluations)
+    assert data["images"] == sum(segment["images"] for segment in segments)
+    assert [s["resolution"] for s in segments] == [64, 80, 112, 128, 128]
+    for before, after in pairwise(segments):
+        assert before["steps"][1] == after["steps"][0]
+    assert segments[-1]["frozen"] == ["conv1", "layer1"]
+    assert segments[-1]["data_fraction"] == 1.0
+
+
+def test_json_tells_the_course_of_what_varies() -> None:
+    plan = timeline(phases=[{"duration": "5ep", "batch_size": 32}])
+    (segment,) = as_json(plan)["segments"]
+    first, top, last = segment["lr"]
+    assert first == plan.settings_at(0).lr
+    assert top == pytest.approx(max(plan.settings_at(step).lr for step in range(plan.last)))
+    assert last == plan.settings_at(plan.last - 1).lr
+    assert segment["momentum"] == pytest.approx([0.95, 0.85, 0.95], abs=1e-3)
+    assert segment["mixup_alpha"] == [0.0]
+
+
+def test_notes_say_what_a_change_of_fraction_drops() -> None:
+    notes = as_json(timeline())["notes"]
+    # 1000 images are 16 batches of 64 (4 for each size, 1024): 24 images into a pass of 500.
+    assert notes[0] == (
+        "large: a new permutation of 1,000 images begins, 4.8% into a pass of small's 500, the "
+        "rest of which is dropped"
+    )
+
+
+def test_notes_say_how_the_peak_comes_about() -> None:
+    assert "small: peak lr 0.2 = 0.1 x batch 64 / 32" in as_json(timeline())["notes"]
+    capped = as_json(timeline(lr_cap=0.15))["notes"]
+    assert "small: peak lr 0.15 = 0.15, the cap of 0.1 x batch 64 / 32" in capped
+    plain = parse_recipe({"epochs": 1}, "test")
+    assert not [n for n in as_json(Timeline(plain, num_samples=1000))["notes"] if "peak" in n]
+
+
+def test_an_extension_has_a_peak_of_its_own() -> None:
+    extend = Amendment(step=0, change=Extend(epochs=1, lr=0.03))
+    plan = Timeline(parse_recipe(STATED, "test"), [extend], num_samples=1000)
+    data = as_json(plan)
+    assert data["segments"][-1]["lr"][0] == 0.03
+    assert not [note for note in data["notes"] if "extension" in note and "peak" in note]
+
+
+def test_the_table_shows_segments_and_phases() -> None:
+    text = printed(timeline())
+    assert text.startswith("[bold]lab[/bold]: 1,000 images, 5.008 epochs, 110 steps")
+    rows = [line for line in text.splitlines() if " small " in line or " large " in line]
+    assert len(rows) == 5
+    assert "32 in 2" in rows[-1]
+    assert "100%" in rows[-1]
+    assert "small: crop 0.08-1, flip random, label smoothing 0.1" in text
+    assert "mixup 0 → 0.39" in text
+    assert "frozen: conv1 layer1" in " ".join(text.split())
+    assert "5 evaluations at 128 px, crop ratio 0.875" in text
+
+
+def test_the_table_fits_a_narrow_terminal() -> None:
+    assert "…" not in printed(timeline(), width=80)
+
+
+def test_explaining_imports_little() -> None:
+    code = (
+        "import sys, pitstop.plan.explain\n"
+        "assert not {'torch', 'pyarrow', 'matplotlib', 'rich'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -647,6 +647,7 @@ keypoints = st.fixed_dictionaries(
     optional={"interpolation": st.sampled_from(["linear", "cosine", "step"])},
 )
 values = fractions | keypoints
+momenta = st.floats(0, 0.99)
 
 
 def mapping(required: dict | None = None, **optional):
@@ -666,9 +667,9 @@ schedules = st.one_of(
     keypoints.map(lambda stated: {"name": "keypoints", **stated}),
 )
 optimizers = st.one_of(
-    kind("sgd", momentum=values, nesterov=st.booleans(), weight_decay=fractions),
-    kind("rmsprop", momentum=values, alpha=st.just(0.9)),
-    kind("adamw", momentum=values, beta2=st.just(0.99)),
+    kind("sgd", momentum=momenta, nesterov=st.booleans(), weight_decay=fractions),
+    kind("rmsprop", momentum=momenta, alpha=st.just(0.9)),
+    kind("adamw", momentum=momenta, beta2=st.just(0.99)),
     kind("lamb", eps=fractions, norm_weight_decay=fractions),
 )
 phase_settings = {
@@ -706,7 +707,7 @@ def written_recipes(draw):
             optimizer=optimizers,
             loss=st.sampled_from(["cross_entropy", "bce"]),
             clip_grad_norm=st.none() | fractions,
-            ema=st.none() | mapping(half_life=values),
+            ema=st.none() | mapping(half_life=st.floats(1, 1e6)),
             eval=mapping(resolution=st.none() | st.integers(1, 300), every=st.integers(1, 9)),
             checkpoint=mapping(every=st.sampled_from(["1ep", "500 steps", "10 min"])),
             compile=st.sampled_from([True, False, "auto"]),

@@ -21,6 +21,7 @@ from pitstop.core.schedule import (
     OneCycle,
     Span,
     Step,
+    Varying,
     Value,
     constant,
     value_curve,
@@ -257,7 +258,7 @@ def test_every_warmup_is_a_straight_rise_to_the_peak(family, warmup, init):
     )
 )
 def test_linear_keypoints_are_numpys_interp_in_any_order_of_writing(points):
-    ours = Keypoints(keypoints=[(f"{at}%", value) for at, value in points]).curve(span(100))
+    ours = Varying(keypoints=[(f"{at}%", value) for at, value in points]).curve(span(100))
     oracle = np.interp(range(101), *zip(*sorted(points), strict=True))
     close(sampled(ours, 101), oracle)
 

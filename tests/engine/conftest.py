@@ -75,27 +75,45 @@ class StopsAt(Preemption):
     def __init__(self, poll: int | None = None) -> None:
         super().__init__()
         self.polls = 0
+        self.stop = False
         self._poll = poll
 
     @property
     def requested(self) -> bool:
         self.polls += 1
-        return self._poll is not None and self.polls >= self._poll
+        return self.stop or (self._poll is not None and self.polls >= self._poll)
 
 
 class Trainer:
     """Runs the engine in this process."""
 
-    def __init__(self, data: PackedDataset, recipe: Recipe) -> None:
+    def __init__(self, data: PackedDataset, recipe: Recipe, patch: pytest.MonkeyPatch) -> None:
+        self._patch = patch
         self.data = data
         self.recipe = recipe
         self.said = ""
 
     def __call__(
-        self, out: Path, *, stop_at: int | None = None, recipe: Recipe | None = None, **wish: object
+        self,
+        out: Path,
+        *,
+        stop_at: int | None = None,
+        steps: int | None = None,
+        recipe: Recipe | None = None,
+        **wish: object,
     ) -> Outcome:
+        """Trains until the end, the `stop_at`-th poll for a signal, or for so many steps."""
         console = Console(file=io.StringIO(), width=200)
         stops = StopsAt(stop_at)
+        train_step = engine.train_step
+
+        def counted(*arguments: object) -> torch.Tensor:
+            self.steps += 1
+            stops.stop = self.steps == steps
+            return train_step(*arguments)  # pyright: ignore[reportArgumentType]
+
+        self.steps = 0
+        self._patch.setattr(engine, "train_step", counted)
         try:
             return engine.train(
                 Wish(recipe or self.recipe, **wish),  # pyright: ignore[reportArgumentType]
@@ -106,15 +124,18 @@ class Trainer:
                 console=console,
             )
         finally:
+            self._patch.setattr(engine, "train_step", train_step)
             self.polls = stops.polls
             self.said = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.fixture
-def trainer(digits: PackedDataset, tiny: Callable[..., Recipe], monkeypatch) -> Trainer:
+def trainer(
+    digits: PackedDataset, tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> Trainer:
     """Trains the tiny recipe on the tiny digits, without the child process that draws."""
     monkeypatch.setattr("pitstop.engine.train.Plotter", NoPlotter)
-    return Trainer(digits, tiny())
+    return Trainer(digits, tiny(), monkeypatch)
 
 
 class NoPlotter:

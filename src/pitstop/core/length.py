@@ -1,5 +1,6 @@
 """Lengths of training as a recipe writes them: `8ep` (epochs) or `30%` (of the epochs)."""
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -7,7 +8,7 @@ from typing import Any, Literal
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-_PATTERN = re.compile(r"(\d+(?:\.\d+)?(?:e-?\d+)?)\s*(ep|%)")
+_PATTERN = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\s*(ep|%)")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Length:
         match = _PATTERN.fullmatch(str(text).strip())
         if match is None:
             raise ValueError(f"{text!r} is not a length: write epochs as '8ep' or a share as '30%'")
+        if not math.isfinite(float(match[1])):
+            raise ValueError(f"{text!r} is longer than any run")
         return cls(float(match[1]), "%" if match[2] == "%" else "ep")
 
     @classmethod

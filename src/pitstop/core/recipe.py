@@ -5,6 +5,10 @@ recipe states it once for all phases and a phase states only its difference. Loa
 that: `extends`, overrides, defaults and durations, so that a loaded recipe's phases are complete.
 """
 
+import copy
+import math
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
@@ -13,8 +17,12 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pitstop.core.errors import InputError
 from pitstop.core.length import Length
-from pitstop.core.schedule import Cosine, LrSchedule, Value
+from pitstop.core.schedule import Cosine, LrSchedule, Value, within
 from pitstop.core.strict import Strict, did_you_mean
+
+Momentum = Annotated[Value, within(0, 1)]
+Alpha = Annotated[Value, within(0, math.inf)]
+HalfLife = Annotated[Value, within(1e-3, math.inf)]
 
 BUNDLED = Path(__file__).parent.parent / "recipes"
 
@@ -38,8 +46,8 @@ class Crop(Strict):
 class Mix(Strict):
     """Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899), with timm's names and meaning."""
 
-    mixup_alpha: Value = 0.0
-    cutmix_alpha: Value = 0.0
+    mixup_alpha: Alpha = 0.0
+    cutmix_alpha: Alpha = 0.0
     prob: float = Field(default=1.0, ge=0, le=1)
     switch_prob: float = Field(default=0.5, ge=0, le=1)
     mode: Literal["batch", "elem"] = "batch"
@@ -64,7 +72,7 @@ class Sgd(Optimizer):
     """torch.optim.SGD."""
 
     name: Literal["sgd"] = "sgd"
-    momentum: Value = 0.9
+    momentum: Momentum = 0.9
     nesterov: bool = False
 
 
@@ -72,7 +80,7 @@ class RmsProp(Optimizer):
     """torch.optim.RMSprop."""
 
     name: Literal["rmsprop"] = "rmsprop"
-    momentum: Value = 0.9
+    momentum: Momentum = 0.9
     alpha: float = Field(default=0.99, ge=0, lt=1)
     eps: float = Field(default=1e-8, gt=0)
 
@@ -81,7 +89,7 @@ class AdamW(Optimizer):
     """torch.optim.AdamW (arXiv 1711.05101). `momentum` is its beta1."""
 
     name: Literal["adamw"] = "adamw"
-    momentum: Value = 0.9
+    momentum: Momentum = 0.9
     beta2: float = Field(default=0.999, ge=0, lt=1)
     eps: float = Field(default=1e-8, gt=0)
 
@@ -102,7 +110,7 @@ class Ema(Strict):
     Warm-up is min(decay, (1 + step) / (10 + step)), as in TensorFlow's ExponentialMovingAverage.
     """
 
-    half_life: Value = 1000.0
+    half_life: HalfLife = 1000.0
 
 
 class Eval(Strict):
@@ -163,15 +171,6 @@ class PhaseSettings(Strict):
             raise ValueError(f"{value} must be a side in pixels, or [low, high]")
         return value
 
-    @model_validator(mode="after")
-    def _micro_batches(self) -> Self:
-        if self.grad_accum_steps > self.batch_size:
-            raise ValueError(
-                f"grad_accum_steps {self.grad_accum_steps} leaves micro-batches of batch_size "
-                f"{self.batch_size} empty: lower it"
-            )
-        return self
-
     def peak_lr(self) -> float:
         """Returns the phase's peak learning rate: scaled by the batch, capped, then `lr_scale`."""
         peak = self.lr if self.lr_per is None else self.lr * self.batch_size / self.lr_per
@@ -183,6 +182,15 @@ class Phase(PhaseSettings):
 
     name: str = ""
     duration: Length | Literal["rest"] = "rest"
+
+    @model_validator(mode="after")
+    def _micro_batches(self) -> Self:
+        if self.grad_accum_steps > self.batch_size:
+            raise ValueError(
+                f"grad_accum_steps {self.grad_accum_steps} leaves micro-batches of batch_size "
+                f"{self.batch_size} empty: lower it"
+            )
+        return self
 
     def epochs(self) -> float:
         """Returns the phase's length in epochs; only for the phases of a loaded recipe."""
@@ -218,6 +226,7 @@ class Recipe(PhaseSettings):
         if not isinstance(data, dict):
             raise ValueError("a recipe is a mapping of keys to values")
         raw = dict(cast("dict[str, Any]", data))
+        cls.check_keys(raw)
         phases = [_completed(phase, raw) for phase in _stated_phases(raw.get("phases"))]
         raw["epochs"], durations = _resolve_durations(
             raw.get("epochs"), [phase.get("duration", "rest") for phase in phases]
@@ -252,7 +261,19 @@ def _stated_phases(stated: Any) -> list[dict[str, Any]]:
     phases = cast("list[Any]", stated)
     if not isinstance(stated, list | tuple) or not all(isinstance(p, dict) for p in phases):
         raise ValueError("phases is a list of mappings, each with a duration")
+    for i, phase in enumerate(phases):
+        with _located(f"phases.{i}"):
+            Phase.check_keys(phase)
     return list(phases)
+
+
+@contextmanager
+def _located(where: str) -> Generator[None]:
+    """Says where a ValueError raised inside comes from."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _completed(phase: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
@@ -269,7 +290,10 @@ def _completed(phase: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
 
 def _resolve_durations(epochs: Any, stated: list[Any]) -> tuple[float, list[str]]:
     """Returns the epochs of the run, and of each phase as `Nep`."""
-    lengths = [d if d == "rest" else Length.parse(d) for d in stated]
+    lengths: list[Length | str] = []
+    for i, duration in enumerate(stated):
+        with _located(f"phases.{i}.duration"):
+            lengths.append(duration if duration == "rest" else Length.parse(duration))
     own = [d for d in lengths if isinstance(d, Length)]
     relative = len(own) < len(lengths) or any(d.unit == "%" for d in own)
     if epochs is None:
@@ -278,8 +302,8 @@ def _resolve_durations(epochs: Any, stated: list[Any]) -> tuple[float, list[str]
         epochs = sum(d.amount for d in own)
     try:
         total = float(epochs)
-    except (TypeError, ValueError):
-        raise ValueError(f"epochs {epochs!r} is not a number") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"epochs {str(epochs)[:40]!r} is not a number of epochs") from None
     used = sum(d.epochs(total) for d in own)
     rests = len(lengths) - len(own)
     if rests > 1:
@@ -354,29 +378,50 @@ def parse_recipe(raw: dict[str, Any], origin: str) -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise InputError(f"{origin}: {_first_problem(error)}") from None
+        raise InputError(f"{origin}: {_first_problem(error, raw)}") from None
 
 
-def _first_problem(error: ValidationError) -> str:
-    """Returns the first problem as `phases.0.lr: what is wrong`, without pydantic's union tags."""
+def _first_problem(error: ValidationError, raw: dict[str, Any]) -> str:
+    """Returns the first problem as `phases.0.lr: what is wrong`."""
     first = error.errors()[0]
-    keys = [str(part) for part in first["loc"] if part not in _TAGS]
+    keys = _users_keys(first["loc"], raw)
     what = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "union_tag_invalid":
-        context = first.get("ctx", {})
-        names = context["expected_tags"].replace("'", "").split(", ")
+    if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        what = _which_name(first.get("ctx", {}), keys, raw)
         keys.append("name")
-        meant = did_you_mean(context["tag"], names)
-        what = f"{context['tag']!r} is not one of {', '.join(names)}{meant}"
-    elif first["type"] not in ("value_error", "missing"):
-        what += f", not {first['input']!r}"
+    elif first["type"] == "missing":
+        keys.append(str(first["loc"][-1]))
+        what = "is missing"
+    elif first["type"] != "value_error":
+        what = f"{what[0].lower()}{what[1:]}, not {str(first['input'])[:60]!r}"
     return f"{'.'.join(keys)}: {what}" if keys else what
 
 
-_SCHEDULES = {"number", "keypoints", "onecycle", "cosine", "linear", "constant", "step"}
-_OPTIMIZERS = {"sgd", "rmsprop", "adamw", "lamb"}
-_TAGS = _SCHEDULES | _OPTIMIZERS
-"""pydantic puts the chosen member of a union into a location; a user's file has no such key."""
+def _users_keys(location: tuple[int | str, ...], raw: Any) -> list[str]:
+    """Returns those parts of pydantic's location that are keys of the user's data.
+
+    The others are its own: the chosen member of a union, a marker of keys.
+    """
+    keys: list[str] = []
+    for part in location:
+        if isinstance(raw, dict) and part in raw:
+            raw = cast("dict[Any, Any]", raw)[part]
+        elif isinstance(raw, list | tuple) and isinstance(part, int):
+            raw = cast("list[Any]", raw)[part]
+        else:
+            continue
+        keys.append(str(part))
+    return keys
+
+
+def _which_name(context: dict[str, Any], keys: list[str], raw: Any) -> str:
+    """Returns what is wrong with the `name` that says which kind a mapping is of."""
+    if "expected_tags" in context:
+        names = context["expected_tags"].replace("'", "").split(", ")
+        given = str(context["tag"])
+        return f"{given[:60]!r} is not one of {', '.join(names)}{did_you_mean(given, names)}"
+    kind = {"optimizer": "sgd", "lr_schedule": "cosine"}.get(keys[-1] if keys else "", "...")
+    return f"is missing: say which kind, such as `name: {kind}`"
 
 
 class _Loader(yaml.SafeLoader):
@@ -384,7 +429,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         pairs = cast("list[tuple[yaml.Node, yaml.Node]]", node.value)
-        keys: list[Any] = [self.construct_object(key, deep=True) for key, _ in pairs]  # pyright: ignore[reportUnknownMemberType]
+        own = [key for key, _ in pairs if key.tag != "tag:yaml.org,2002:merge"]
+        keys: list[Any] = [self.construct_object(key, deep=True) for key in own]  # pyright: ignore[reportUnknownMemberType]
         twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
         if twice is not None:
             raise yaml.constructor.ConstructorError(
@@ -399,7 +445,9 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise InputError(f"{path}: extends itself, by way of {seen[-1].name}")
     try:
         raw: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
         problem = getattr(error, "problem", None) or "is not YAML"
@@ -411,7 +459,10 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if parent is None:
         return own
     beside = path.parent / str(parent)
-    base = beside if beside.is_file() else find_recipe(str(parent))
+    try:
+        base = beside if beside.is_file() else find_recipe(str(parent))
+    except InputError as error:
+        raise InputError(f"{path}: extends: {error}") from None
     return _merged(_read(base, (*seen, path.resolve())), own)
 
 
@@ -436,22 +487,35 @@ def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 def _override(raw: dict[str, Any], dotted: str, value: Any) -> None:
     """Sets `phases.1.resolution` in place; the mappings on the way are made where absent."""
     *path, last = dotted.split(".")
-    if dotted in PhaseSettings.model_fields:
-        phases = cast("list[Any]", raw.get("phases") or [])
-        own = [i for i, phase in enumerate(phases) if isinstance(phase, dict) and dotted in phase]
-        if own:
-            raise InputError(
-                f"--set {dotted}: phases {own} state their own: set phases.{own[0]}.{dotted}, ..."
-            )
+    _refuse_if_hidden(raw, dotted)
     node: Any = raw
     for part in path:
         node = _child(node, part, dotted)
     node[_key(node, last, dotted)] = value
 
 
+def _refuse_if_hidden(raw: dict[str, Any], dotted: str) -> None:
+    """Raises InputError when phases state their own value of what is set for all of them."""
+    key = dotted.partition(".")[0]
+    phases: Any = raw.get("phases")
+    if key not in PhaseSettings.model_fields or not isinstance(phases, list):
+        return
+    stated = [
+        i for i, p in enumerate(cast("list[Any]", phases)) if isinstance(p, dict) and key in p
+    ]
+    if stated:
+        which = ", ".join(map(str, stated))
+        raise InputError(
+            f"--set {dotted}: phases {which} state their own {key}: set phases.{stated[0]}.{dotted}"
+        )
+
+
 def _child(node: Any, part: str, dotted: str) -> Any:
+    """Returns a copy of what is below `part`, put in its place: aliases of it stay as they are."""
     key = _key(node, part, dotted)
-    return cast("dict[str, Any]", node).setdefault(part, {}) if key == part else node[key]
+    below = cast("dict[str, Any]", node).get(part, {}) if key == part else node[key]
+    node[key] = copy.copy(below)
+    return node[key]
 
 
 def _key(node: Any, part: str, dotted: str) -> str | int:

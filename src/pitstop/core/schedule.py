@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from pitstop.core.length import Length
 from pitstop.core.strict import Strict
@@ -182,21 +182,34 @@ class OneCycle(Schedule):
 
     def _cycle(self, span: Span, start: float, turn: float, end: float) -> Curve:
         ease: Ease = "cosine" if self.anneal_strategy == "cos" else "linear"
-        top = max(0.0, self.pct_start * span.steps - 1)
-        last = max(top, span.steps - 1)
-        return Curve((Knot(0, start, ease), Knot(top, turn, ease), Knot(last, end)))
+        top, last = self.pct_start * span.steps - 1, span.steps - 1
+        rise = (Knot(0, start, ease),) if top > 0 else ()
+        fall = (Knot(last, end),) if top < last else ()
+        return Curve((*rise, Knot(top, turn, ease), *fall))
 
 
-class Keypoints(Schedule):
+class Varying(Strict):
     """Any curve, as (position, value) pairs: `[[0, 0], [2ep, 1], [100%, 0]]`."""
 
-    name: Literal["keypoints"] = "keypoints"
     keypoints: tuple[tuple[Length, float], ...] = Field(min_length=1)
     interpolation: Ease = "linear"
 
     def curve(self, span: Span) -> Curve:
+        """Returns the curve over `span`, in steps from the span's start."""
         knots = [Knot(span.step_at(at), value, self.interpolation) for at, value in self.keypoints]
         return Curve(tuple(sorted(knots, key=lambda knot: knot.at)))
+
+
+class Keypoints(Varying, Schedule):
+    """A learning rate along keypoints."""
+
+    name: Literal["keypoints"] = "keypoints"
+
+    @model_validator(mode="after")
+    def _not_negative(self) -> "Keypoints":
+        if any(value < 0 for _, value in self.keypoints):
+            raise ValueError("a learning rate cannot be negative")
+        return self
 
 
 def _named(value: Any) -> Any:
@@ -213,16 +226,30 @@ LrSchedule = Annotated[
 
 
 def _number_or_keypoints(value: Any) -> str:
-    return "keypoints" if isinstance(value, dict | Keypoints) else "number"
+    return "keypoints" if isinstance(value, dict | Varying) else "number"
 
 
 Value = Annotated[
-    Annotated[float, Tag("number")] | Annotated[Keypoints, Tag("keypoints")],
+    Annotated[float, Tag("number")] | Annotated[Varying, Tag("keypoints")],
     Discriminator(_number_or_keypoints),
 ]
 """A number, or `{keypoints: [...]}` for one that varies."""
 
 
-def value_curve(value: float | Keypoints, span: Span) -> Curve:
+def within(low: float, high: float) -> AfterValidator:
+    """Returns a check that a `Value` stays in low <= value < high."""
+
+    def check(value: float | Varying) -> float | Varying:
+        values = [v for _, v in value.keypoints] if isinstance(value, Varying) else [value]
+        wrong = [v for v in values if not low <= v < high]
+        if wrong:
+            bound = f" and less than {high:g}" if math.isfinite(high) else ""
+            raise ValueError(f"{wrong[0]:g} must be at least {low:g}{bound}")
+        return value
+
+    return AfterValidator(check)
+
+
+def value_curve(value: float | Varying, span: Span) -> Curve:
     """Returns the curve of a recipe's `Value` over `span`."""
-    return value.curve(span) if isinstance(value, Keypoints) else constant(value)
+    return value.curve(span) if isinstance(value, Varying) else constant(value)

@@ -21,10 +21,14 @@ class Strict(BaseModel):
     @classmethod
     def _known_keys_only(cls, data: Any) -> Any:
         if isinstance(data, dict):
-            known = list(cls.model_fields)
-            for key in cast("dict[Any, Any]", data):
-                if key not in known:
-                    meant = did_you_mean(str(key), known)
-                    hint = meant or "; known: " + ", ".join(known)
-                    raise ValueError(f"unknown key {key!r}{hint}")
+            cls.check_keys(cast("dict[Any, Any]", data))
         return cast("Any", data)
+
+    @classmethod
+    def check_keys(cls, data: dict[Any, Any]) -> None:
+        """Raises ValueError for the first key that is none of the model's."""
+        known = list(cls.model_fields)
+        for key in data:
+            if key not in known:
+                hint = did_you_mean(str(key), known) or "; known: " + ", ".join(known)
+                raise ValueError(f"unknown key {key!r}{hint}")

@@ -52,6 +52,8 @@ class Segment:
     phase: Phase
     phase_index: int
     resolution: int
+    until: float
+    """The run's epochs at its planned end, which its last batch may go past."""
     num_samples: int
     """Images in the phase's subset: the first floor(data_fraction x N)."""
     first: int
@@ -250,8 +252,35 @@ def _epoch_ends(segment: Segment, every: int) -> Iterator[int]:
 # Planning: from a recipe to segments
 
 
+@dataclass(frozen=True)
+class _Stretch:
+    """A phase, or the part of its ramp at one size, in epochs of the run."""
+
+    phase_index: int
+    resolution: int
+    begin: float
+    until: float
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a run stands: what the segments that are laid next go on from."""
+
+    step: int
+    epoch: float
+    walk: int
+    walk_position: int
+    walk_epoch: float
+    walk_passes: int
+    num_samples: int | None
+    """Of the walk; None when the next segment has to begin another."""
+
+
+_START = _Place(0, 0.0, -1, 0, 0.0, 0, None)
+
+
 def _plan(recipe: Recipe, num_samples: int) -> tuple[Segment, ...]:
-    bare = _shapes(recipe, num_samples)
+    bare = _lay(recipe, num_samples, _START)
     run = Span(bare[-1].last, _step_at(bare, 0.0, recipe.epochs))
     planned: list[Segment] = []
     begun = 0.0
@@ -265,58 +294,96 @@ def _plan(recipe: Recipe, num_samples: int) -> tuple[Segment, ...]:
     return tuple(planned)
 
 
-def _shapes(recipe: Recipe, num_samples: int) -> list[Segment]:
-    """Lays the phases, and the sizes of their ramps, end to end; without curves."""
-    segments: list[Segment] = []
-    still = constant(0.0)
-    step = walk = position = passes = 0
-    begun = walk_epoch = 0.0
+def _stretches(recipe: Recipe) -> Iterator[_Stretch]:
+    begun = 0.0
     for index, phase in enumerate(recipe.phases):
-        subset = math.floor(phase.data_fraction * num_samples + 1e-9)
-        _check_batch(recipe, index, subset)
-        if segments and subset != segments[-1].num_samples:
-            passes += -(-position // segments[-1].num_samples)
-            walk, position, walk_epoch = walk + 1, 0, begun
         sizes = _ramp(phase)
+        each = phase.epochs() / len(sizes)
         for k, size in enumerate(sizes):
-            until = begun + phase.epochs() * (k + 1) / len(sizes)
-            target = round((until - walk_epoch) * subset)
-            steps = -(-(target - position) // phase.batch_size)
-            if steps < 1:
-                raise InputError(
-                    f"recipe {recipe.name}: phases.{index} ({phase.name}): {phase.duration} of "
-                    f"{subset} images at {len(sizes)} sizes are less than one batch of "
-                    f"{phase.batch_size}: raise epochs or lower batch_size"
-                )
-            segments.append(
-                Segment(
-                    recipe=recipe,
-                    phase=phase,
-                    phase_index=index,
-                    resolution=size,
-                    num_samples=subset,
-                    first=step,
-                    last=step + steps,
-                    walk=walk,
-                    walk_first=position,
-                    walk_epoch=walk_epoch,
-                    walk_passes=passes,
-                    curves=Curves(still, still, still, still, still),
-                )
-            )
-            step += steps
-            position += steps * phase.batch_size
+            yield _Stretch(index, size, begun + k * each, begun + (k + 1) * each)
         begun += phase.epochs()
+
+
+def _lay(recipe: Recipe, num_samples: int, place: _Place) -> list[Segment]:
+    """Lays the recipe's stretches end to end from `place` on; without curves.
+
+    A run that enters in the middle leaves out the stretches that are over, and those of which the
+    batch before them has taken all.
+    """
+    segments: list[Segment] = []
+    enters, epoch = place != _START, place.epoch
+    for stretch in _stretches(recipe):
+        if enters and stretch.until <= epoch:
+            continue
+        phase = recipe.phases[stretch.phase_index]
+        subset = _subset(recipe, stretch.phase_index, num_samples)
+        if subset != place.num_samples:
+            place = _new_walk(place, max(stretch.begin, epoch), subset)
+        target = round((stretch.until - place.walk_epoch) * subset)
+        steps = -(-(target - place.walk_position) // phase.batch_size)
+        if steps < 1:
+            if enters:
+                continue
+            raise InputError(
+                f"recipe {recipe.name}: phases.{stretch.phase_index} ({phase.name}): "
+                f"{stretch.until - stretch.begin:.3g} epochs of {subset:,} images are less than "
+                f"one batch of {phase.batch_size}: raise epochs or lower batch_size"
+            )
+        segment = Segment(
+            recipe=recipe,
+            phase=phase,
+            phase_index=stretch.phase_index,
+            resolution=stretch.resolution,
+            until=stretch.until,
+            num_samples=subset,
+            first=place.step,
+            last=place.step + steps,
+            walk=place.walk,
+            walk_first=place.walk_position,
+            walk_epoch=place.walk_epoch,
+            walk_passes=place.walk_passes,
+            curves=_STILL,
+        )
+        segments.append(segment)
+        place = replace(
+            place,
+            step=segment.last,
+            walk_position=segment.walk_position(segment.last),
+        )
     return segments
 
 
-def _check_batch(recipe: Recipe, index: int, subset: int) -> None:
+def _new_walk(place: _Place, epoch: float, subset: int) -> _Place:
+    before = -(-place.walk_position // place.num_samples) if place.num_samples else 0
+    return replace(
+        place,
+        walk=place.walk + 1,
+        walk_position=0,
+        walk_epoch=epoch,
+        walk_passes=place.walk_passes + before,
+        num_samples=subset,
+    )
+
+
+_STILL = Curves(*[constant(0.0)] * 5)
+
+
+def _subset(recipe: Recipe, index: int, num_samples: int) -> int:
+    """Returns how many images the phase trains on, having checked that they fill a batch."""
     phase = recipe.phases[index]
+    subset = math.floor(phase.data_fraction * num_samples + 1e-9)
+    where = f"recipe {recipe.name}: phases.{index}"
+    if subset == 0:
+        raise InputError(
+            f"{where}.data_fraction {phase.data_fraction:g} of {num_samples:,} images is none: "
+            "raise it"
+        )
     if phase.batch_size > subset:
         raise InputError(
-            f"recipe {recipe.name}: phases.{index}.batch_size {phase.batch_size} is larger than "
-            f"the phase's {subset} images: set it to {max(subset, 1)} or less"
+            f"{where}.batch_size {phase.batch_size} is larger than the phase's {subset:,} images: "
+            f"set it to {subset} or less"
         )
+    return subset
 
 
 def _ramp(phase: PhaseSettings) -> list[int]:
@@ -336,8 +403,7 @@ def _step_at(
 
     def step_at(length: Length) -> int:
         epoch = begun + length.epochs(epochs)
-        inside = (s for s in segments if s.step_at_epoch(epoch) <= s.last)
-        segment = next(inside, segments[-1])
+        segment = next((s for s in segments if epoch <= s.until), segments[-1])
         return max(segment.step_at_epoch(epoch), segment.first) - origin
 
     return step_at
@@ -407,49 +473,42 @@ def _extension(end: Segment, extend: Extend) -> Segment:
 def _rebased(
     segments: tuple[Segment, ...], step: int, recipe: Recipe, num_samples: int
 ) -> tuple[Segment, ...]:
-    """Returns the segments cut off at `step` and what the new recipe plans from that epoch on.
+    """Returns the segments cut off at `step` and what the new recipe lays from that epoch on.
 
-    The walk goes on where it is as long as the subset stays the same.
+    The walk goes on where it is as long as the seed and the subset stay the same. Each segment has
+    the curves that it has in the new recipe's own plan, moved to where it begins now.
     """
     past = [replace(s, last=min(s.last, step)) for s in segments if s.first < step]
-    planned = _plan(recipe, num_samples)
-    if not past:
-        return planned
-    here = past[-1]
+    here = next((s for s in segments if s.last > step), segments[-1])
     epoch = here.epoch(step)
-    ahead = [s for s in planned if s.epoch(s.last) > epoch]
-    if not ahead:
+    place = _Place(
+        step=step,
+        epoch=epoch,
+        walk=here.walk,
+        walk_position=here.walk_position(step),
+        walk_epoch=here.walk_epoch,
+        walk_passes=here.walk_passes,
+        num_samples=here.num_samples,
+    )
+    if recipe.seed != here.recipe.seed:
+        place = replace(_new_walk(place, epoch, 0), num_samples=None)
+    laid = _lay(recipe, num_samples, place)
+    if not laid:
         raise InputError(
             f"recipe {recipe.name}: epochs: the run is at epoch {epoch:.2f} and the changed recipe "
-            f"ends at {planned[-1].epoch(planned[-1].last):.2f}: give it more"
+            f"ends at {recipe.epochs:.2f}: give it more"
         )
-    entry = max(ahead[0].step_at_epoch(epoch), ahead[0].first)
-    entry = min(entry, ahead[0].last - 1)
-    ahead = [replace(ahead[0], first=entry, walk_first=ahead[0].walk_position(entry)), *ahead[1:]]
-    return (*past, *_continued(here, step, ahead))
+    return (*past, *_with_planned_curves(laid, _plan(recipe, num_samples), epoch))
 
 
-def _continued(here: Segment, step: int, ahead: list[Segment]) -> list[Segment]:
-    """Returns the planned segments moved so that they go on from `here` at `step`."""
-    entry = ahead[0]
-    goes_on = entry.num_samples == here.num_samples
-    position = here.walk_position(step)
-    begun = here.walk_passes + -(-position // here.num_samples)
-    moved: list[Segment] = []
-    for s in ahead:
-        later = replace(
-            s,
-            first=s.first + step - entry.first,
-            last=s.last + step - entry.first,
-            walk=s.walk - entry.walk + here.walk + (not goes_on),
-            curves=s.curves.shifted(step - entry.first),
-        )
-        if s.walk == entry.walk:
-            later = replace(
-                later,
-                walk_first=s.walk_first - entry.walk_first + (position if goes_on else 0),
-                walk_epoch=here.walk_epoch if goes_on else here.epoch(step),
-                walk_passes=here.walk_passes if goes_on else begun,
-            )
-        moved.append(later)
-    return moved
+def _with_planned_curves(
+    laid: list[Segment], planned: tuple[Segment, ...], epoch: float
+) -> Iterator[Segment]:
+    """Yields the laid segments with their curves; the first enters its plan at `epoch`."""
+    plans = {(plan.phase_index, plan.resolution): plan for plan in planned}
+    for segment in laid:
+        plan = plans[segment.phase_index, segment.resolution]
+        begin = plan.first
+        if segment is laid[0]:
+            begin = min(max(plan.step_at_epoch(epoch), plan.first), plan.last - 1)
+        yield replace(segment, curves=plan.curves.shifted(segment.first - begin))

@@ -54,9 +54,11 @@ class Course:
 
 
 def set_course(
-    wish: Wish, saved: dict[str, Any] | None, *, digest: str, num_samples: int
+    wish: Wish, saved: dict[str, Any] | None, *, ended: bool, digest: str, num_samples: int
 ) -> Course:
     """Returns the course of a run, from a checkpoint (None for a new run) and what is asked now.
+
+    An extension that is asked for again while the run has not `ended` is the one being trained.
 
     Raises:
         InputError: the checkpoint is of another dataset or recipe, naming what differs.
@@ -73,7 +75,9 @@ def set_course(
     recipe = parse_recipe(saved["recipe"], "checkpoint")
     course = Course(recipe, parse_amendments(saved["amendments"]), num_samples)
     course = _with_recipe(course, wish, saved["step"])
-    return course if wish.extend_epochs is None else _extended(course, wish, saved["step"])
+    if wish.extend_epochs is None:
+        return course
+    return _extended(course, wish, saved["step"], ended)
 
 
 def _with_recipe(course: Course, wish: Wish, step: int) -> Course:
@@ -103,13 +107,13 @@ def _decides_what_is_saved(key: str) -> bool:
     return key in ("optimizer.name", "ema") or key.startswith("model.")
 
 
-def _extended(course: Course, wish: Wish, step: int) -> Course:
-    """Returns the course with one more phase; the same one, if it is what is being trained."""
+def _extended(course: Course, wish: Wish, step: int, ended: bool) -> Course:
+    """Returns the course with one more phase, unless that is what is being trained already."""
     assert wish.extend_epochs is not None
     before = course.timeline()
     lr = wish.extend_lr or 0.1 * before.recipe.phases[-1].peak_lr()
     change = Extend(epochs=wish.extend_epochs, lr=lr)
-    if step < before.last and course.amendments and course.amendments[-1].change == change:
+    if not ended and course.amendments and course.amendments[-1].change == change:
         return course
     extended = _amended(course, Amendment(step=step, change=change))
     after = extended.timeline()

@@ -8,18 +8,19 @@ from typing import Any
 from rich.console import Console
 
 from pitstop import __version__
+from pitstop.core.recipe import Recipe
 from pitstop.data.load import Loader
 from pitstop.data.packed import PackedDataset
 from pitstop.engine.evaluate import Evaluation, evaluate
 from pitstop.engine.meter import Meter, Reading, described
-from pitstop.engine.resume import Wish, changed_circumstance, set_course
+from pitstop.engine.resume import Course, Wish, changed_circumstance, set_course
 from pitstop.engine.state import TrainState
 from pitstop.engine.step import Stage, train_step
 from pitstop.io.records import Event, Records
 from pitstop.io.run_directory import RunDirectory
 from pitstop.report.plotter import Plotter
 from pitstop.report.progress import Progress
-from pitstop.runtime.checkpoint import Checkpointer, SaveSchedule
+from pitstop.runtime.checkpoint import Checkpointer, Restored, SaveSchedule
 from pitstop.runtime.devices import Device
 from pitstop.runtime.preemption import Preemption
 
@@ -62,15 +63,42 @@ def train(
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     checkpointer = Checkpointer(run, wish.recipe.checkpoint)
     try:
-        training = Training(wish, data, run, checkpointer, workers, preemption, console)
-        if (ended := training.has_ended()) is not None:
+        restored = checkpointer.restore(console.print)
+        saved = restored[1] if restored else None
+        status = (run.read() or {}).get("status")
+        course = set_course(
+            wish,
+            saved,
+            ended=status in (FINISHED.status, TARGET_MET.status),
+            digest=data.digest,
+            num_samples=len(data.train),
+        )
+        if (ended := _has_ended(status, restored, course, wish.recipe)) is not None:
             console.print(f"{run.path}: this run is {ended.status}; --extend N goes on from there")
             return ended
-        with training.progress:
+        progress = Progress(console, course.timeline(), f"{wish.recipe.name} in {run.path}")
+        training = Training(
+            wish.recipe, course, restored, data, run, checkpointer, workers, preemption, progress
+        )
+        with progress:
             training.announce()
             return training.finish(training.loop())
     finally:
         checkpointer.close()
+
+
+def _has_ended(
+    status: str | None, restored: Restored | None, course: Course, recipe: Recipe
+) -> Outcome | None:
+    """Says how the run has ended before, if there is nothing left to do."""
+    if restored is None:
+        return None
+    manifest, _ = restored
+    if status == FINISHED.status and manifest.step >= course.timeline().last:
+        return FINISHED
+    target = recipe.target_accuracy
+    met = target is not None and manifest.top1 is not None and manifest.top1 >= target
+    return TARGET_MET if status == TARGET_MET.status and met else None
 
 
 class Training:
@@ -78,30 +106,30 @@ class Training:
 
     def __init__(
         self,
-        wish: Wish,
+        recipe: Recipe,
+        course: Course,
+        restored: Restored | None,
         data: PackedDataset,
         run: RunDirectory,
         checkpointer: Checkpointer,
         workers: int,
         preemption: Preemption,
-        console: Console,
+        progress: Progress,
     ) -> None:
-        self.recipe, self.data, self.run = wish.recipe, data, run
-        self.checkpointer, self.workers, self.preemption = checkpointer, workers, preemption
-        restored = checkpointer.restore(console.print)
-        manifest, saved = restored or (None, None)
-        self.course = set_course(wish, saved, digest=data.digest, num_samples=len(data.train))
-        self.timeline = self.course.timeline()
-        self.device = Device.choose(wish.recipe.precision, wish.recipe.compile)
-        self.state = TrainState.initial(self.course.recipe, len(data.classes), self.device)
-        if saved is not None:
+        self.recipe, self.course, self.timeline = recipe, course, course.timeline()
+        self.data, self.run, self.checkpointer = data, run, checkpointer
+        self.workers, self.preemption, self.progress = workers, preemption, progress
+        self.device = Device.choose(recipe.precision, recipe.compile)
+        self.state = TrainState.initial(course.recipe, len(data.classes), self.device)
+        evaluated = False
+        if restored is not None:
+            manifest, saved = restored
             self.state.load(saved)
+            evaluated = manifest.top1 is not None
         self.saved_step = self.state.step
-        evaluated = manifest is not None and manifest.top1 is not None
         self.records = Records(run, self.state.step, evaluated=evaluated)
         self.meter = Meter(self.records, self.timeline)
-        self.saves = SaveSchedule(wish.recipe.checkpoint, self.timeline)
-        self.progress = Progress(console, self.timeline, f"{wish.recipe.name} in {run.path}")
+        self.saves = SaveSchedule(recipe.checkpoint, self.timeline)
         self.plotter = Plotter(run)
         self.reading: Reading | None = None
 
@@ -125,15 +153,15 @@ class Training:
 
     def between_steps(self) -> Outcome | None:
         """Evaluates and saves what is due after `state.step` steps; says if the run ends here."""
-        step = self.state.step
+        step, stop = self.state.step, self.preemption.requested
         evaluate_now = step in self.timeline.evaluations and step not in self.records.evaluations
         save_now = step > self.saved_step and self.saves.due(step)
-        if evaluate_now or save_now or self.preemption.requested or self.meter.due():
+        if evaluate_now or save_now or stop or self.meter.due():
             self.reading = self.meter.flush() or self.reading
             if self.reading is not None and not self.reading.finite:
                 return DIVERGED
             self.show()
-        if self.preemption.requested:
+        if stop:
             return INTERRUPTED
         if evaluate_now:
             before = [event["top1"] for event in self.records.evaluations.values()]
@@ -303,17 +331,6 @@ class Training:
         kept = recipe.model_dump(mode="json", include={"name", "model", "mean", "std", "eval"})
         kept["eval"]["resolution"] = recipe.eval_resolution()
         return {**kept, "classes": list(self.data.classes)}
-
-    def has_ended(self) -> Outcome | None:
-        """Says how the run has ended before, if there is nothing left to do."""
-        status = (self.run.read() or {}).get("status")
-        if status == TARGET_MET.status and self.target_met():
-            return TARGET_MET
-        return (
-            FINISHED
-            if status == FINISHED.status and self.state.step >= self.timeline.last
-            else None
-        )
 
 
 def _metrics(val: Event | None) -> dict[str, Any] | None:

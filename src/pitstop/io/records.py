@@ -114,6 +114,8 @@ class Records:
         self._started = time.monotonic()
         end = {"val": step + evaluated}
         kept = [e for e in before if step > 0 and e["step"] < end.get(e["kind"], step + 1)]
+        if before:  # what is cut off has taken its time all the same
+            kept.append({"kind": "opened", "step": step, "wall_seconds": self._wall_before})
         self._run = run
         self._unrowed: list[Event] = []
         self.evaluations: dict[int, Event] = {}
@@ -187,7 +189,11 @@ def _csv_line(values: Iterable[Any]) -> str:
 
 def _text_line(row: Row) -> str:
     speed = f"{row.images_per_second:,.0f} images/s" if row.images_per_second else ""
-    train = f"train loss {row.train_loss:.4f}  top1 {row.train_top1:5.2f}" if row.train_loss else ""
+    train = (
+        f"train loss {row.train_loss:.4f}  top1 {row.train_top1:5.2f}"
+        if row.train_loss is not None
+        else ""
+    )
     return (
         f"epoch {row.epoch:6.2f}  step {row.step:7d}  {row.phase}  {row.resolution} px  "
         f"lr {row.lr:.3g}  {train}  val loss {row.val_loss:.4f}  top1 {row.val_top1:5.2f}  "

@@ -13,6 +13,7 @@ plots/*.png
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,8 @@ class RunDirectory:
 
     def lock(self) -> AbstractContextManager[None]:
         """Holds the run for this process; raises InputError if another one writes it."""
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path}: is a file, not a directory: give another --out")
         return locked(
             self.path / ".lock",
             f"{self.path}: another process is writing this run: wait for it, or give another --out",
@@ -74,8 +77,15 @@ class RunDirectory:
         """Moves a run that is in the way to a name with the time in it; returns where to."""
         if not self.path.exists():
             return None
+        if not self.path.is_dir():
+            raise InputError(f"{self.path}: is a file, not a directory: give another --out")
         if not self.events.exists() and any(p.name != ".lock" for p in self.path.iterdir()):
             raise InputError(f"{self.path}: is not empty and holds no run: give another --out")
-        aside = self.path.with_name(f"{self.path.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+        name = f"{self.path.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        aside = self.path.with_name(name)
+        for other in count(2):
+            if not aside.exists():
+                break
+            aside = self.path.with_name(f"{name}-{other}")
         self.path.rename(aside)
         return aside

@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -16,7 +16,7 @@ PARTIAL = ".partial"
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path) -> Generator[IO[bytes]]:
     """Opens a file that appears under its name, complete and on disk, when the block ends well.
 
     The bytes go to a temporary file beside it, which is fsynced and renamed. If the block raises,
@@ -78,7 +78,7 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def locked(path: Path, busy: str) -> Iterator[None]:
+def locked(path: Path, busy: str) -> Generator[None]:
     """Holds an exclusive lock on `path` for the block; the system drops it if the process dies.
 
     Raises:

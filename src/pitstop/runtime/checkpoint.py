@@ -38,6 +38,9 @@ class Manifest:
     sha256: str
 
 
+Restored = tuple[Manifest, StateDict]
+
+
 class SaveSchedule:
     """When to save: by the policy, at the end of the run, and after an evaluation worth keeping."""
 
@@ -85,7 +88,7 @@ class Checkpointer:
 
     # Restoring
 
-    def restore(self, say: Callable[[str], None]) -> tuple[Manifest, StateDict] | None:
+    def restore(self, say: Callable[[str], None]) -> Restored | None:
         """Returns the newest whole checkpoint, None where there is none.
 
         What a kill left behind is swept, and a damaged checkpoint is removed and the one before

@@ -231,7 +231,7 @@ def test_an_unknown_key_that_is_like_no_other_is_answered_with_the_known_ones(tm
         ("epochs: 5\nbatch_size: 0", "batch_size: "),
         ("epochs: 5\nphases: [{batch_size: many}]", "phases.0.batch_size: "),
         ("epochs: 5\nflip: sideways", "flip: "),
-        ("epochs: 5\nmodel: resnet50", "model: "),
+        ("epochs: 5\nmodel: 3", "model: "),
         ("epochs: 5\noptimizer: 3", "optimizer: "),
         ("epochs: 5\noptimizer: {name: adamw, beta2: 1.0}", "optimizer.beta2: "),
         ("epochs: 5\nmix: {mixup_alpha: [1, 2]}", "mix.mixup_alpha: "),

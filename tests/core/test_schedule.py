@@ -21,8 +21,8 @@ from pitstop.core.schedule import (
     OneCycle,
     Span,
     Step,
-    Varying,
     Value,
+    Varying,
     constant,
     value_curve,
 )

@@ -46,11 +46,15 @@ def torchvisions(size: tuple[int, int], crop: Crop) -> np.ndarray:
 def features(boxes: np.ndarray, size: tuple[int, int]) -> dict[str, np.ndarray]:
     """What of a crop is independent of its image's size, as fractions."""
     (height, width), (top, left, h, w) = size, boxes.T.astype(float)
+    down, right = top / np.maximum(height - h, 1), left / np.maximum(width - w, 1)
     return {
         "area": h * w / (height * width),
         "log aspect": np.log(w / h),
-        "top": top / np.maximum(height - h, 1),
-        "left": left / np.maximum(width - w, 1),
+        "top": down,
+        "left": right,
+        "top and left": down - right,  # each alone would not tell that they go together
+        "area and aspect": np.sqrt(h * w / (height * width)) * np.log(w / h),
+        "area and top": h * w / (height * width) * (down - 0.5),
     }
 
 

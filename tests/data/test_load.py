@@ -218,6 +218,11 @@ def test_the_seed_decides_who_is_flipped_first(dataset):
     assert one != other
 
 
+def test_a_random_flip_is_tossed_anew_in_each_step(dataset):
+    tosses = [tuple(b.flip.tolist()) for b in loaded(dataset.train, timeline(flip="random"))]
+    assert len(set(tosses)) > len(tosses) / 2
+
+
 def test_a_random_flip_is_a_coin(dataset):
     seen = flips(loaded(dataset.train, timeline(flip="random", epochs=12)))
     tosses = [toss for sides in seen.values() for toss in sides]

@@ -159,6 +159,14 @@ def test_mixup_shares_are_of_the_beta_distribution(alpha):
     assert distance(lam, others) > 1  # the test can tell
 
 
+def test_where_both_are_on_each_has_its_own_alpha():
+    draws = drawn(batch_size=20_000, mode="elem", mixup_alpha=0.3, cutmix_alpha=2.0, resolution=256)
+    rng, side = np.random.default_rng(1), 256
+    shares = [timm_mixup.cutmix_bbox_and_lam((3, side, side), a)[1] for a in rng.beta(2, 2, 20_000)]
+    assert distance(draws.lam[~draws.cutmix], rng.beta(0.3, 0.3, 50_000).astype(np.float32)) < 1
+    assert distance(draws.lam[draws.cutmix], np.array(shares)) < 1
+
+
 def test_boxes_and_shares_are_of_timms_distribution():
     """At 8 pixels each pair of edges is a cell of its own, so a pixel's shift would be seen."""
     n, side = 20_000, 8

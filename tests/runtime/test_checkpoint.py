@@ -590,9 +590,19 @@ def test_a_run_begins_from_a_checkpoint_by_its_name(other_run, run, checkpointer
     assert_same(restored(checkpointer), filled(1))
 
 
-def test_a_run_that_was_begun_is_left_alone(other_run, run, checkpointer):
-    save(checkpointer, filled(9))
+def test_the_same_command_again_goes_on_with_the_run_it_began(other_run, run, checkpointer):
     copy_checkpoint(other_run.path, run)
+    save(checkpointer, filled(9))
+    run.events.write_text("its own")
+    copy_checkpoint(other_run.path, run)
+    assert steps(checkpointer) == [2, 9]
+    assert run.events.read_text() == "its own"
+
+
+def test_a_run_that_was_begun_otherwise_is_left_alone_and_refused(other_run, run, checkpointer):
+    save(checkpointer, filled(9))
+    with pytest.raises(InputError, match=r"--resume .*other: .*run holds a run already"):
+        copy_checkpoint(other_run.path, run)
     assert steps(checkpointer) == [9]
     assert not run.events.exists()
 

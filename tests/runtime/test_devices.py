@@ -68,7 +68,9 @@ class Ready:
     def on(cls, device: Device, recipe: Recipe) -> "Ready":
         timeline = Timeline(recipe, num_samples=10 * SIZE)
         state = TrainState.initial(recipe, CLASSES, device)
-        return cls(Stage.enter(timeline.segments[0], state, device, CLASSES), state, timeline)
+        stage = Stage(timeline.segments[0], state, device, CLASSES)
+        assert stage.compile() is None
+        return cls(stage, state, timeline)
 
     def settings(self, step: int) -> StepSettings:
         return self.timeline.settings_at(step)
@@ -232,6 +234,27 @@ def test_compiled_and_eager_agree_and_load_each_others_weights():
     fresh.state.load(eager.state.state_dict())
     for one, other in zip(eager.train(), fresh.train(), strict=True):
         torch.testing.assert_close(one[0], other[0], rtol=1e-4, atol=0)
+
+
+def test_a_model_that_does_not_compile_is_as_before_and_trains_in_eager_mode(monkeypatch):
+    """Here the pass fails on its way back, when batch norm has already counted it."""
+    spec = recipe(ema=None)
+    device = Device.choose("fp32", compile=True)
+    monkeypatch.setattr(Device, "compile_in_place", lambda *_: None)
+    timeline = Timeline(spec, num_samples=10 * SIZE)
+    state = TrainState.initial(spec, CLASSES, device)
+    before = {key: tensor.clone() for key, tensor in state.model.state_dict().items()}
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("no compiler\nhere")
+
+    hook = state.model.conv1.weight.register_hook(fails)
+    stage = Stage(timeline.segments[0], state, device, CLASSES)
+    assert stage.compile() == "not compiled, going on in eager mode: no compiler"
+    hook.remove()
+    for key, tensor in state.model.state_dict().items():
+        assert torch.equal(tensor, before[key]), key
+    assert all(parameter.grad is None for parameter in state.model.parameters())
 
 
 def test_the_model_is_compiled_anew_for_each_segment(monkeypatch):

@@ -10,6 +10,8 @@ import pytest
 
 from pitstop.runtime.preemption import SIGNALS, Preemption
 
+pytestmark = pytest.mark.timeout(60)
+
 Start = Callable[[str], subprocess.Popen[str]]
 
 

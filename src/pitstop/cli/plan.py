@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pitstop.cli.options import Set, parse_sets
+from pitstop.core.errors import InputError
 
 IMAGENET = 1_281_167
 """Training images of ImageNet-1k, which a recipe that names no data is planned for."""
@@ -29,6 +30,8 @@ def plan(
     from pitstop.core.timeline import Timeline
     from pitstop.plan import explain
 
+    if as_json and as_csv:
+        raise InputError("--json and --csv exclude each other")
     overrides = {"epochs": epochs} if epochs is not None else {}
     loaded = load_recipe(recipe, overrides | parse_sets(set_))
     count = samples or _count(data or loaded.data) or IMAGENET
@@ -51,10 +54,6 @@ def plan(
 def _count(data: str | None) -> int | None:
     if data is None:
         return None
-    from pitstop.data.load import default_workers
-    from pitstop.data.open import open_dataset
+    from pitstop.data.resolve import count_training_images
 
-    def say(text: str) -> None:
-        typer.echo(text, err=True)
-
-    return len(open_dataset(data, workers=default_workers(), say=say).train)
+    return count_training_images(data)

@@ -27,6 +27,7 @@ def train(
     workers: Workers = None,
     model: Annotated[str | None, typer.Option(help="A timm model's name")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads that compute on a CPU")] = None,
     compile: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="torch.compile the model")
     ] = None,
@@ -57,6 +58,7 @@ def train(
         "model.name": model,
         "precision": precision,
         "compile": compile,
+        "threads": threads,
         "target_accuracy": target_accuracy,
         "data": data,
     }

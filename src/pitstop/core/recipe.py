@@ -7,22 +7,25 @@ that: `extends`, overrides, defaults and durations, so that a loaded recipe's ph
 
 import copy
 import math
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from pitstop.core.errors import InputError
 from pitstop.core.length import Length
-from pitstop.core.schedule import Cosine, LrSchedule, Value, within
+from pitstop.core.schedule import Cosine, LrSchedule, Value, named, within
 from pitstop.core.strict import Strict, did_you_mean
 
 Momentum = Annotated[Value, within(0, 1)]
 Alpha = Annotated[Value, within(0, math.inf)]
 HalfLife = Annotated[Value, within(1e-3, math.inf)]
+
+MOST_EPOCHS = 100_000
 
 BUNDLED = Path(__file__).parent.parent / "recipes"
 
@@ -101,7 +104,10 @@ class Lamb(AdamW):
     eps: float = Field(default=1e-6, gt=0)
 
 
-AnyOptimizer = Annotated[Sgd | RmsProp | AdamW | Lamb, Field(discriminator="name")]
+AnyOptimizer = Annotated[
+    Annotated[Sgd | RmsProp | AdamW | Lamb, Field(discriminator="name")], BeforeValidator(named)
+]
+"""An optimizer in a recipe: a name (`adamw`) or a mapping with a `name`."""
 
 
 class Ema(Strict):
@@ -127,10 +133,24 @@ class Eval(Strict):
 class Checkpoint(Strict):
     """When to save (`1ep`, `500 steps`, `10 min`; always at the end) and what to keep."""
 
-    every: Annotated[str, Field(pattern=r"^[1-9]\d*\s*(ep|steps|min)$")] = "1ep"
+    every: str = "1ep"
     keep_last: int = Field(default=2, ge=1)
     keep_best: int = Field(default=1, ge=0)
-    keep_every: Annotated[str, Field(pattern=r"^[1-9]\d*\s*ep$")] | None = None
+    keep_every: str | None = None
+
+    @field_validator("every")
+    @classmethod
+    def _epochs_steps_or_minutes(cls, value: str) -> str:
+        if not re.fullmatch(r"[1-9]\d*\s*(ep|steps|min)", value):
+            raise ValueError(f"write {value!r} as '1ep', '500 steps' or '10 min'")
+        return value
+
+    @field_validator("keep_every")
+    @classmethod
+    def _epochs(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[1-9]\d*\s*ep", value):
+            raise ValueError(f"write {value!r} as epochs: '5ep'")
+        return value
 
 
 def amount_and_unit(every: str) -> tuple[int, str]:
@@ -207,7 +227,7 @@ class Recipe(PhaseSettings):
     seed: int = Field(default=0, ge=0, lt=2**63)
     epochs: float = Field(gt=0)
     phases: tuple[Phase, ...] = Field(min_length=1)
-    model: Model = Model()
+    model: Annotated[Model, BeforeValidator(named)] = Model()
     optimizer: AnyOptimizer = Sgd()
     loss: Literal["cross_entropy", "bce"] = "cross_entropy"
     clip_grad_norm: float | None = Field(default=None, gt=0)
@@ -218,6 +238,8 @@ class Recipe(PhaseSettings):
     checkpoint: Checkpoint = Checkpoint()
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool | Literal["auto"] = "auto"
+    threads: int | None = Field(default=None, ge=1)
+    """Threads that compute on a CPU; all cores by default. Small models are faster with one."""
     target_accuracy: float | None = Field(default=None, gt=0, le=100)
 
     @model_validator(mode="before")
@@ -245,10 +267,11 @@ class Recipe(PhaseSettings):
     def identity(self) -> dict[str, Any]:
         """Returns what decides the result, as flat `phases.0.batch_size`-like keys to values.
 
-        Left out: circumstance (precision, compile), what only observes (checkpoint), when to stop
+        Left out: circumstance (precision, compile, threads), what only observes (checkpoint), when to stop
         early (target_accuracy), names, and the settings that each phase repeats.
         """
-        aside = {"data", "name", "checkpoint", "precision", "compile", "target_accuracy"}
+        aside = {"data", "name", "checkpoint", "precision", "compile", "threads"}
+        aside |= {"target_accuracy"}
         stated = self.model_dump(mode="json", exclude=aside | set(PhaseSettings.model_fields))
         for phase in stated["phases"]:
             del phase["name"]
@@ -304,12 +327,14 @@ def _resolve_durations(epochs: Any, stated: list[Any]) -> tuple[float, list[str]
         total = float(epochs)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"epochs {str(epochs)[:40]!r} is not a number of epochs") from None
+    if not 0 < total <= MOST_EPOCHS:
+        raise ValueError(f"epochs {total:g} must be more than 0 and at most {MOST_EPOCHS:,}")
     used = sum(d.epochs(total) for d in own)
     rests = len(lengths) - len(own)
     if rests > 1:
         raise ValueError("only one phase can last for the 'rest': give the others a duration")
     if (rests == 0 and abs(used - total) > 1e-6 * total) or (rests == 1 and used >= total):
-        hint = "write durations as percentages, or change epochs" if rests == 0 else "raise epochs"
+        hint = "write durations as percentages (50%)" if rests == 0 else "raise epochs"
         raise ValueError(f"phases add up to {used:g} epochs, but epochs is {total:g}: {hint}")
     each = [round(d.epochs(total) if isinstance(d, Length) else total - used, 9) for d in lengths]
     return total, [f"{amount!r}ep" for amount in each]
@@ -392,6 +417,8 @@ def _first_problem(error: ValidationError, raw: dict[str, Any]) -> str:
     elif first["type"] == "missing":
         keys.append(str(first["loc"][-1]))
         what = "is missing"
+    elif first["type"] == "tuple_type":
+        what = f"{first['input']!r} should be a list, such as [{first['input']}]"
     elif first["type"] != "value_error":
         what = f"{what[0].lower()}{what[1:]}, not {str(first['input'])[:60]!r}"
     return f"{'.'.join(keys)}: {what}" if keys else what
@@ -491,6 +518,8 @@ def _override(raw: dict[str, Any], dotted: str, value: Any) -> None:
     node: Any = raw
     for part in path:
         node = _child(node, part, dotted)
+    if last == "name" and path and path[-1] in ("model", "optimizer", "lr_schedule"):
+        cast("dict[str, Any]", node).clear()  # the keys of one kind mean nothing to another
     node[_key(node, last, dotted)] = value
 
 
@@ -504,10 +533,8 @@ def _refuse_if_hidden(raw: dict[str, Any], dotted: str) -> None:
         i for i, p in enumerate(cast("list[Any]", phases)) if isinstance(p, dict) and key in p
     ]
     if stated:
-        which = ", ".join(map(str, stated))
-        raise InputError(
-            f"--set {dotted}: phases {which} state their own {key}: set phases.{stated[0]}.{dotted}"
-        )
+        first = f"phases.{stated[0]}"
+        raise InputError(f"{dotted}: {first} states its own {key}: use --set {first}.{dotted}=...")
 
 
 def _child(node: Any, part: str, dotted: str) -> Any:

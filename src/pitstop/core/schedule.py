@@ -212,7 +212,8 @@ class Keypoints(Varying, Schedule):
         return self
 
 
-def _named(value: Any) -> Any:
+def named(value: Any) -> Any:
+    """Returns a bare name as the mapping that it stands for."""
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -220,7 +221,7 @@ LrSchedule = Annotated[
     Annotated[
         Constant | Linear | Cosine | Step | OneCycle | Keypoints, Field(discriminator="name")
     ],
-    BeforeValidator(_named),
+    BeforeValidator(named),
 ]
 """A learning-rate schedule in a recipe: a name (`cosine`) or a mapping with a `name`."""
 

@@ -5,14 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pitstop.core.errors import InputError
-from pitstop.core.strict import did_you_mean
-from pitstop.data.digits import digits_source
 from pitstop.data.pack import PackReport, pack_once
-from pitstop.data.packed import REMARKS, PackedDataset, is_packed
-from pitstop.data.source import Source, folder_source
-
-DIGITS = "digits"
-ACCEPTED = f"a packed dataset, a class folder, or {DIGITS!r}"
+from pitstop.data.packed import REMARKS, PackedDataset
+from pitstop.data.resolve import resolve
+from pitstop.data.source import Source
 
 
 def open_dataset(
@@ -40,12 +36,10 @@ def open_dataset(
         InputError: `spec` is none of these, or is damaged, or cannot be packed.
         PackingStoppedError: `should_stop` returned True.
     """
-    path = Path(spec).expanduser()
-    if spec != DIGITS:
-        _check_folder(spec, path)
-        if is_packed(path):
-            return PackedDataset.open(path)
-    source = digits_source() if spec == DIGITS else folder_source(path)
+    named = resolve(spec)
+    if isinstance(named, Path):
+        return PackedDataset.open(named)
+    source = named
     for note in source.notes:
         say(note)
     target = (cache or default_cache()) / f"{_name(source)}-{source.key[:16]}"
@@ -68,24 +62,6 @@ def default_cache() -> Path:
         return Path(place).expanduser()
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "pitstop"
-
-
-def _check_folder(spec: str, path: Path) -> None:
-    if "://" in spec:
-        raise InputError(f"{spec} is a URL: download it, then name {ACCEPTED}")
-    if path.is_file():
-        raise InputError(f"{spec} is a file: unpack it if it is an archive, then name {ACCEPTED}")
-    if not path.is_dir():
-        meant = did_you_mean(spec, [DIGITS]) or _sibling(path)
-        raise InputError(f"{spec} does not exist{meant or f': name {ACCEPTED}'}")
-
-
-def _sibling(path: Path) -> str:
-    """Returns "; did you mean ...?" for a folder of nearly the same name at the same place."""
-    if not path.parent.is_dir():
-        return ""
-    folders = [str(entry) for entry in path.parent.iterdir() if entry.is_dir()]
-    return did_you_mean(str(path), folders)
 
 
 def _name(source: Source) -> str:

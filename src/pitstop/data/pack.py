@@ -27,7 +27,8 @@ import pyarrow as pa
 from pitstop import __version__
 from pitstop.core.errors import InputError
 from pitstop.data.convert import Split, Stored, convert, why_bad
-from pitstop.data.packed import FORMAT, MANIFEST, REMARKS, SCHEMA, VERSION, PackedDataset, is_packed
+from pitstop.data.manifest import FORMAT, MANIFEST, VERSION, is_packed
+from pitstop.data.packed import REMARKS, SCHEMA, PackedDataset
 from pitstop.data.source import Item, Source, name_hash
 
 SHORT_SIDE = 400

@@ -50,12 +50,12 @@ def evaluate(
 ) -> Evaluation | None:
     """Evaluates a model by the recipe's protocol; None when `should_stop` said so.
 
-    The model is left in the mode in which it came.
+    Each module is left in the mode in which it came: frozen ones are not in training mode.
     """
     spec, resolution = recipe.eval, recipe.eval_resolution()
     loss = 0.0
     top1 = top5 = 0
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with EvalLoader(split, spec, resolution, workers=workers) as batches:
@@ -68,7 +68,8 @@ def evaluate(
                 first, five = losses.correct(logits, labels)
                 top1, top5 = top1 + int(first), top5 + int(five)
     finally:
-        model.train(was_training)
+        for module, training in modes:
+            module.training = training
     n = len(split)
     protocol = Protocol(
         resolution=resolution,

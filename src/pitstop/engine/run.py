@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pitstop.data.load import default_workers
 from pitstop.data.open import open_dataset
 from pitstop.data.pack import PackingStoppedError
 from pitstop.data.packed import PackedDataset
+from pitstop.data.resolve import DIGITS
 from pitstop.engine.evaluate import evaluate
 from pitstop.engine.resume import Wish
 from pitstop.engine.train import INTERRUPTED, Outcome, train
@@ -47,10 +49,16 @@ def run_training(
         InputError: naming the file, key or option, and the fix.
     """
     assert wish.recipe.data is not None
+    wish = replace(wish, recipe=_with_absolute_data(wish.recipe))
     console = Console(highlight=False, soft_wrap=True)
     run = RunDirectory(out)
     workers = workers or default_workers()
     with Preemption() as preemption:
+        run.refuse_foreign()
+        try:
+            data = _open(str(wish.recipe.data), workers, console, lambda: preemption.requested)
+        except PackingStoppedError:
+            return INTERRUPTED
         if start_over and run.path.exists():
             with run.lock():
                 aside = run.set_aside()
@@ -58,10 +66,6 @@ def run_training(
         with run.lock():
             if resume is not None:
                 copy_checkpoint(resume, run)
-            try:
-                data = _open(wish.recipe.data, workers, console, lambda: preemption.requested)
-            except PackingStoppedError:
-                return INTERRUPTED
             return train(wish, data, run, workers=workers, preemption=preemption, console=console)
 
 
@@ -86,12 +90,16 @@ def run_evaluation(
         loss, top1, top5 (percent) and the protocol.
     """
     run = RunDirectory(weights)
+    if not weights.exists():
+        raise InputError(f"{weights}: does not exist: name a run or a .safetensors file")
     if weights.is_dir():
         stated = run.read()
         if stated is None:
             raise InputError(f"{weights}: holds no run.json: name a run or a .safetensors file")
         data = data or stated.get("data")
         weights = run.weights(which)
+        if not weights.exists():
+            raise InputError(f"{run.path}: has no {which} weights yet: wait for an evaluation")
     if data is None:
         raise InputError("--data: say what to evaluate on; a weights file does not name it")
     model, recipe, classes = load_model(weights, protocol or {}, precision)
@@ -138,12 +146,23 @@ def _open(
     data: str, workers: int, console: Console, should_stop: Callable[[], bool]
 ) -> PackedDataset:
     """Opens `--data`; if it is to be packed first, with a progress bar."""
-    with ProgressBar(console=console, transient=True) as bar:
-        task = bar.add_task("packing", total=None, visible=False)
+    with ExitStack() as stack:
+        bars: list[ProgressBar] = []
 
         def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, visible=True)
+            if not bars:
+                bars.append(stack.enter_context(ProgressBar(console=console, transient=True)))
+                bars[0].add_task("packing", total=total)
+            bars[0].update(bars[0].task_ids[0], completed=done)
 
         return open_dataset(
             data, workers=workers, progress=progress, should_stop=should_stop, say=console.print
         )
+
+
+def _with_absolute_data(recipe: Recipe) -> Recipe:
+    """Returns the recipe with its data as an absolute path, for whoever reads it elsewhere."""
+    path = Path(str(recipe.data)).expanduser()
+    if recipe.data == DIGITS or not path.exists():
+        return recipe
+    return recipe.model_copy(update={"data": str(path.resolve())})

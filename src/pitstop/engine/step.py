@@ -1,7 +1,5 @@
 """One step of training."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
@@ -16,23 +14,46 @@ from pitstop.nn.optimizers import set_lr_and_momentum
 from pitstop.runtime.devices import Device
 
 
-@dataclass
 class Stage:
-    """A segment made ready to run: layers frozen, the model compiled for the segment's shapes."""
+    """A segment made ready to run: its layers frozen, the model compiled for its shapes."""
 
-    segment: Segment
-    device: Device
-    num_classes: int
-    model: nn.Module
+    def __init__(
+        self, segment: Segment, state: TrainState, device: Device, num_classes: int
+    ) -> None:
+        self.segment = segment
+        self.device = device
+        self.num_classes = num_classes
+        self.model = state.model
+        freeze(self.model, segment.phase.freeze)
 
-    @classmethod
-    def enter(
-        cls, segment: Segment, state: TrainState, device: Device, num_classes: int
-    ) -> "Stage":
-        """Prepares the state's model for a segment."""
-        freeze(state.model, segment.phase.freeze)
-        device.compile_in_place(state.model)
-        return cls(segment, device, num_classes, state.model)
+    def compile(self) -> str | None:
+        """Compiles the model where the device asks for it, with one pass that leaves no trace.
+
+        Returns:
+            What to say when it does not compile: training goes on without.
+        """
+        if not self.device.compile:
+            return None
+        self.device.compile_in_place(self.model)
+        try:
+            self._throw_away_pass()
+        except Exception as error:  # whatever a compiler may raise
+            self.device.undo_compile(self.model)
+            return f"not compiled, going on in eager mode: {str(error).partition(chr(10))[0]}"
+        return None
+
+    def _throw_away_pass(self) -> None:
+        """One forward and backward pass in the segment's shape; statistics and gradients go."""
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        micro_batch = self.segment.batch_size // self.segment.phase.grad_accum_steps
+        side = self.segment.resolution
+        images = torch.zeros(micro_batch, 3, side, side, device=self.device.torch_device)
+        with self.device.autocast():
+            logits = self.model(images.to(memory_format=torch.channels_last))
+        logits.float().sum().backward()
+        self.model.zero_grad(set_to_none=True)
+        for buffer, before in buffers:
+            buffer.copy_(before)
 
 
 def train_step(

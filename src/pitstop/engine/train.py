@@ -18,6 +18,8 @@ from pitstop.engine.state import TrainState
 from pitstop.engine.step import Stage, train_step
 from pitstop.io.records import Event, Records
 from pitstop.io.run_directory import RunDirectory
+from pitstop.nn.freezing import freeze
+from pitstop.nn.models import check_resolutions
 from pitstop.report.plotter import Plotter
 from pitstop.report.progress import Progress
 from pitstop.runtime.checkpoint import Checkpointer, Restored, SaveSchedule
@@ -60,7 +62,6 @@ def train(
     Raises:
         InputError: the run is of another recipe or dataset, or the recipe does not fit the data.
     """
-    run.checkpoints.mkdir(parents=True, exist_ok=True)
     checkpointer = Checkpointer(run, wish.recipe.checkpoint)
     try:
         restored = checkpointer.restore(console.print)
@@ -74,7 +75,7 @@ def train(
             num_samples=len(data.train),
         )
         if (ended := _has_ended(status, restored, course, wish.recipe)) is not None:
-            console.print(f"{run.path}: this run is {ended.status}; --extend N goes on from there")
+            console.print(f"{run.path}: this run has ended: {ended.status}; --extend N goes on")
             return ended
         progress = Progress(console, course.timeline(), f"{wish.recipe.name} in {run.path}")
         training = Training(
@@ -119,7 +120,7 @@ class Training:
         self.recipe, self.course, self.timeline = recipe, course, course.timeline()
         self.data, self.run, self.checkpointer = data, run, checkpointer
         self.workers, self.preemption, self.progress = workers, preemption, progress
-        self.device = Device.choose(recipe.precision, recipe.compile)
+        self.device = Device.choose(recipe.precision, recipe.compile, recipe.threads)
         self.state = TrainState.initial(course.recipe, len(data.classes), self.device)
         evaluated = False
         if restored is not None:
@@ -127,19 +128,32 @@ class Training:
             self.state.load(saved)
             evaluated = manifest.top1 is not None
         self.saved_step = self.state.step
+        self.check_recipe()
         self.records = Records(run, self.state.step, evaluated=evaluated)
         self.meter = Meter(self.records, self.timeline)
         self.saves = SaveSchedule(recipe.checkpoint, self.timeline)
         self.plotter = Plotter(run)
         self.reading: Reading | None = None
 
+    def check_recipe(self) -> None:
+        """Raises InputError for what a recipe asks that the model cannot give."""
+        for segment in self.timeline.segments:
+            freeze(self.state.model, segment.phase.freeze)
+        sides = {self.timeline.recipe.eval_resolution()}
+        sides |= {segment.resolution for segment in self.timeline.segments}
+        check_resolutions(self.state.model, self.recipe.model.name, sides)
+
     def loop(self) -> Outcome:
         """Trains until the end, or until something ends it before."""
         state, timeline = self.state, self.timeline
+        if self.course.notes:
+            self.save()  # an amendment is durable before what follows from it
         steps = range(state.step, timeline.last)
         with Loader(self.data.train, timeline, steps, workers=self.workers) as batches:
             for segment in timeline.segments_from(state.step):
-                stage = Stage.enter(segment, state, self.device, len(self.data.classes))
+                stage = Stage(segment, state, self.device, len(self.data.classes))
+                if (problem := stage.compile()) is not None:
+                    self.progress.say(problem)
                 for step in segment.steps_from(state.step):
                     if (outcome := self.between_steps()) is not None:
                         return outcome
@@ -269,7 +283,7 @@ class Training:
             recipe=self.recipe.model_dump(mode="json"),
             identity={"dataset": self.data.digest, **self.timeline.recipe.identity()},
             circumstance=circumstance,
-            data=str(self.data.path),
+            data=self.recipe.data,
         )
         self.write_run_json("running")
 

@@ -11,7 +11,8 @@ plots/*.png
 """
 
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -55,14 +56,21 @@ class RunDirectory:
         """Returns the place of the `best` or `last` weights; `raw` are those beside the EMA's."""
         return self.path / f"{which}{'-raw' if raw else ''}.safetensors"
 
-    def lock(self) -> AbstractContextManager[None]:
-        """Holds the run for this process; raises InputError if another one writes it."""
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"{self.path}: is a file, not a directory: give another --out")
-        return locked(
-            self.path / ".lock",
-            f"{self.path}: another process is writing this run: wait for it, or give another --out",
-        )
+    @contextmanager
+    def lock(self) -> Generator[None]:
+        """Holds the run for this process; raises InputError if another one writes it.
+
+        A directory in which nothing came about goes away with the lock.
+        """
+        file = self.path / ".lock"
+        busy = "another process is writing this run: wait for it, or give another --out"
+        with locked(file, f"{self.path}: {busy}"):
+            try:
+                yield
+            finally:
+                if self.path.exists() and [*self.path.iterdir()] == [file]:
+                    file.unlink()
+                    self.path.rmdir()
 
     def read(self) -> dict[str, Any] | None:
         """Returns run.json, None where there is no run."""
@@ -73,14 +81,19 @@ class RunDirectory:
         before = self.read() or {}
         write_json(self.run_json, before | fields)
 
+    def refuse_foreign(self) -> None:
+        """Raises InputError when the path is a file, or a directory of something else."""
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path}: is a file, not a directory: give another --out")
+        empty = not self.path.exists() or all(p.name == ".lock" for p in self.path.iterdir())
+        if not empty and not self.events.exists() and not self.checkpoints.exists():
+            raise InputError(f"{self.path}: is not empty and holds no run: give another --out")
+
     def set_aside(self) -> Path | None:
         """Moves a run that is in the way to a name with the time in it; returns where to."""
+        self.refuse_foreign()
         if not self.path.exists():
             return None
-        if not self.path.is_dir():
-            raise InputError(f"{self.path}: is a file, not a directory: give another --out")
-        if not self.events.exists() and any(p.name != ".lock" for p in self.path.iterdir()):
-            raise InputError(f"{self.path}: is not empty and holds no run: give another --out")
         name = f"{self.path.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         aside = self.path.with_name(name)
         for other in count(2):

@@ -1,5 +1,8 @@
 """Models: timm's, by name, with BlurPool as an option."""
 
+import copy
+from collections.abc import Iterable
+
 import timm
 import torch
 from timm.layers.blur_pool import BlurPool2d
@@ -27,10 +30,25 @@ def build(spec: Model, num_classes: int, seed: int) -> nn.Module:
         torch.manual_seed(seed_for(seed, Stream.INIT))
         try:
             model = timm.create_model(spec.name, num_classes=num_classes, **spec.kwargs)
-        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-            why = str(error).partition("\n")[0]
+        except Exception as error:  # what a model's constructor raises is as varied as the models
+            why = f"{type(error).__name__}: {error}".partition("\n")[0]
             raise InputError(f"model.kwargs: {spec.name} does not take them: {why}") from error
     return with_blurpool(model) if spec.blurpool else model
+
+
+def check_resolutions(model: nn.Module, name: str, resolutions: Iterable[int]) -> None:
+    """Passes an image of each side in pixels through the model, on the meta device.
+
+    Raises:
+        InputError: it does not take one of them, as a model of a fixed size.
+    """
+    shapes_only = copy.deepcopy(model).to("meta").eval()
+    for side in sorted(set(resolutions)):
+        try:
+            shapes_only(torch.empty(1, 3, side, side, device="meta"))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            why = str(error).partition("\n")[0]
+            raise InputError(f"model.name: {name} does not take {side} px: {why}") from error
 
 
 class BlurConv2d(nn.Conv2d):
@@ -51,7 +69,7 @@ class BlurConv2d(nn.Conv2d):
             conv.bias is not None,
         )
         self.weight, self.bias = conv.weight, conv.bias
-        self.blur = BlurPool2d(conv.in_channels, filt_size=3, stride=1)
+        self.blur = BlurPool2d(conv.in_channels, filt_size=3, stride=1, pad_mode="constant")
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return super().forward(self.blur(input))

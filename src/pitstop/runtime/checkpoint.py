@@ -21,7 +21,7 @@ from pitstop.core.errors import InputError
 from pitstop.core.recipe import Checkpoint, amount_and_unit
 from pitstop.core.timeline import Timeline
 from pitstop.io.run_directory import RunDirectory
-from pitstop.io.storage import PARTIAL, atomic_write, read_json, sha256, write_json
+from pitstop.io.storage import PARTIAL, atomic_write, read_json, sha256, write_json, write_text
 
 StateDict = dict[str, Any]
 
@@ -265,13 +265,17 @@ def copy_checkpoint(source: Path, run: RunDirectory) -> None:
 
     Args:
         source: a checkpoint file, or a run directory, whose newest checkpoint is taken.
-        run: the new run; if it holds a checkpoint already, it was begun before and nothing is done.
+        run: the new run. If it was begun from `source` before, nothing is done.
 
     Raises:
-        InputError: there is no whole checkpoint at `source`.
+        InputError: there is no whole checkpoint at `source`, or `run` was begun otherwise.
     """
+    origin = run.path / "resumed_from.txt"
     if any(run.checkpoints.glob("*.json")):
-        return
+        if origin.exists() and origin.read_text() == f"{source.resolve()}\n":
+            return
+        raise InputError(f"--resume {source}: {run.path} holds a run already: give another --out")
+    write_text(origin, f"{source.resolve()}\n")
     if source.is_dir():
         newest = Checkpointer(RunDirectory(source), Checkpoint()).manifests()[-1:]
         if not newest:

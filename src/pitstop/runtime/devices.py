@@ -22,8 +22,13 @@ class Device:
     compile: bool
 
     @classmethod
-    def choose(cls, precision: Literal["auto", "fp32", "bf16"], compile: bool | str) -> "Device":
-        """Returns the CPU in the given precision.
+    def choose(
+        cls,
+        precision: Literal["auto", "fp32", "bf16"],
+        compile: bool | str,
+        threads: int | None = None,
+    ) -> "Device":
+        """Returns the CPU in the given precision, and gives torch so many threads.
 
         `auto` precision is bf16 where the processor computes in it (AVX512-BF16 or AMX: nearly
         twice as fast there, slower where it is emulated); `auto` compile is off on a CPU.
@@ -31,6 +36,8 @@ class Device:
         if precision == "auto":
             native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
             precision = "bf16" if native else "fp32"
+        if threads is not None:
+            torch.set_num_threads(threads)
         dtype = torch.bfloat16 if precision == "bf16" else None
         return cls(torch.device("cpu"), dtype, compile is True)
 
@@ -49,6 +56,10 @@ class Device:
         if self.compile:
             torch.compiler.reset()
             model.compile(dynamic=False)
+
+    def undo_compile(self, model: nn.Module) -> None:
+        """Goes back to eager mode; `Module.compile` has no public inverse."""
+        model._compiled_call_impl = None
 
     def memory_mb(self) -> float:
         """Returns the most memory that the process has held, in MB."""

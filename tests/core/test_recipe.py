@@ -235,6 +235,10 @@ def test_an_unknown_key_that_is_like_no_other_is_answered_with_the_known_ones(tm
         ("epochs: 5\noptimizer: 3", "optimizer: "),
         ("epochs: 5\noptimizer: {name: adamw, beta2: 1.0}", "optimizer.beta2: "),
         ("epochs: 5\nmix: {mixup_alpha: [1, 2]}", "mix.mixup_alpha: "),
+        (
+            "epochs: 5\noptimizer: {name: rmsprop, momentum: {keypoints: [[0, 0], [100%, 0.9]]}}",
+            "optimizer.momentum: ",
+        ),
         ("epochs: 5\nmix: {mixup_alpha: .nan}", "mix.mixup_alpha: "),
         ("epochs: 5\nmix: {prob: 2}", "mix.prob: "),
         ("epochs: 5\ncrop: {scale: [0.5, 0.1]}", "crop: scale"),
@@ -537,6 +541,7 @@ CIRCUMSTANCE = {
     "data": "elsewhere",
     "precision": "bf16",
     "compile": True,
+    "threads": 2,
     "target_accuracy": 90.0,
     "checkpoint.every": "5 min",
     "checkpoint.keep_last": 7,

@@ -615,7 +615,7 @@ def test_a_rebased_run_follows_the_new_schedule_from_its_epoch_on(example):
     amended = rebased(timeline, step, new)
     for s in range(step, amended.last):
         epoch = amended.settings_at(s).epoch
-        there = min(range(new.last), key=lambda k: abs(new.settings_at(k).epoch - epoch))  # noqa: B023
+        there = min(range(new.last), key=lambda k: abs(new.settings_at(k).epoch - epoch))
         around = [new.segment_at(k).curves.lr(k) for k in range(there - 2, there + 3)]
         assert min(around) * (1 - 1e-9) <= amended.settings_at(s).lr <= max(around) * (1 + 1e-9)
 

@@ -175,7 +175,7 @@ def test_lr_and_momentum_reach_every_group(kind):
     assert all(g["betas"][1] == 0.95 for g in optimizer.param_groups if "betas" in g)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"rmsprop"}))
 def test_a_momentum_that_rises_from_zero_does_not_break(kind):
     """A momentum schedule may begin at 0: the buffers appear when they are needed."""
     model = small_net()

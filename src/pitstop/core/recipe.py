@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 
 from pitstop.core.errors import InputError
 from pitstop.core.length import Length
-from pitstop.core.schedule import Cosine, LrSchedule, Value, named, within
+from pitstop.core.schedule import Cosine, LrSchedule, Value, Varying, named, within
 from pitstop.core.strict import Strict, did_you_mean
 
 Momentum = Annotated[Value, within(0, 1)]
@@ -86,6 +86,13 @@ class RmsProp(Optimizer):
     momentum: Momentum = 0.9
     alpha: float = Field(default=0.99, ge=0, lt=1)
     eps: float = Field(default=1e-8, gt=0)
+
+    @field_validator("momentum")
+    @classmethod
+    def _has_momentum_throughout(cls, value: float | Varying) -> float | Varying:
+        if isinstance(value, Varying) and any(v == 0 for _, v in value.keypoints):
+            raise ValueError("torch's RMSprop cannot go through a momentum of 0: write 1e-6")
+        return value
 
 
 class AdamW(Optimizer):
@@ -267,8 +274,8 @@ class Recipe(PhaseSettings):
     def identity(self) -> dict[str, Any]:
         """Returns what decides the result, as flat `phases.0.batch_size`-like keys to values.
 
-        Left out: circumstance (precision, compile, threads), what only observes (checkpoint), when to stop
-        early (target_accuracy), names, and the settings that each phase repeats.
+        Left out: circumstance (precision, compile, threads), what only observes (checkpoint),
+        when to stop early (target_accuracy), names, and the settings that each phase repeats.
         """
         aside = {"data", "name", "checkpoint", "precision", "compile", "threads"}
         aside |= {"target_accuracy"}

@@ -16,6 +16,7 @@ from typing import Generic, Self, TypeVar
 import numpy as np
 import torch
 
+from pitstop.core.errors import InputError
 from pitstop.core.order import Order, alternating_sides, rank_slice
 from pitstop.core.recipe import Eval
 from pitstop.core.rng import Stream, generator
@@ -111,6 +112,8 @@ def _fill(job: _Job[T], start: int) -> None:
     for i in range(start, min(start + CHUNK, job.size)):
         try:
             job.fill(i)
+        except InputError:
+            raise
         except Exception as error:
             raise RuntimeError(f"image {job.name(i)} cannot be read: {error}") from error
 

@@ -48,12 +48,14 @@ class Stage:
         micro_batch = self.segment.batch_size // self.segment.phase.grad_accum_steps
         side = self.segment.resolution
         images = torch.zeros(micro_batch, 3, side, side, device=self.device.torch_device)
-        with self.device.autocast():
-            logits = self.model(images.to(memory_format=torch.channels_last))
-        logits.float().sum().backward()
-        self.model.zero_grad(set_to_none=True)
-        for buffer, before in buffers:
-            buffer.copy_(before)
+        try:
+            with self.device.autocast():
+                logits = self.model(images.to(memory_format=torch.channels_last))
+            logits.float().sum().backward()
+        finally:
+            self.model.zero_grad(set_to_none=True)
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
 
 def train_step(

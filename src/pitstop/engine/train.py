@@ -1,6 +1,7 @@
 """The training loop, and what stands around it."""
 
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -81,7 +82,7 @@ def train(
         training = Training(
             wish.recipe, course, restored, data, run, checkpointer, workers, preemption, progress
         )
-        with progress:
+        with closing(training.records), progress:
             training.announce()
             return training.finish(training.loop())
     finally:
@@ -254,7 +255,6 @@ class Training:
             self.records.add("note", self.state.step, text=line)
         if (problem := self.plotter.finish()) is not None:
             self.progress.say(problem)
-        self.records.close()
         return outcome
 
     # What is said and written

@@ -20,7 +20,7 @@ def freeze(model: nn.Module, names: Sequence[str]) -> None:
     modules = dict(model.named_modules())
     model.train().requires_grad_(True)
     for name in names:
-        if name not in modules:
+        if not name or name not in modules:
             meant = did_you_mean(name, list(modules)) or f"; at the top: {_top(model)}"
             raise InputError(f"freeze: the model has no module {name!r}{meant}")
         modules[name].eval().requires_grad_(False)

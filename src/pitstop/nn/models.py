@@ -51,37 +51,18 @@ def check_resolutions(model: nn.Module, name: str, resolutions: Iterable[int]) -
             raise InputError(f"model.name: {name} does not take {side} px: {why}") from error
 
 
-class BlurConv2d(nn.Conv2d):
-    """A strided convolution with a 3x3 binomial blur before it (arXiv 1904.11486).
-
-    Its parameters and their names are those of the plain convolution.
-    """
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,  # pyright: ignore[reportArgumentType]
-            conv.stride,  # pyright: ignore[reportArgumentType]
-            conv.padding,  # pyright: ignore[reportArgumentType]
-            conv.dilation,  # pyright: ignore[reportArgumentType]
-            conv.groups,
-            conv.bias is not None,
-        )
-        self.weight, self.bias = conv.weight, conv.bias
-        self.blur = BlurPool2d(conv.in_channels, filt_size=3, stride=1, pad_mode="constant")
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return super().forward(self.blur(input))
-
-
 def with_blurpool(model: nn.Module) -> nn.Module:
-    """Puts a blur before every convolution of stride > 1 with at least 16 input channels.
+    """Puts a 3x3 binomial blur (arXiv 1904.11486) before every strided convolution.
 
-    The rule is that of FFCV's ImageNet script, which measured +1.25 points for ResNet-50.
+    Of those with at least 16 input channels; the rule and the zero padding are those of FFCV's
+    ImageNet script, which measured +1.25 points for ResNet-50. State dicts stay as they are.
     """
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Conv2d) and max(child.stride) > 1 and child.in_channels >= 16:
-                setattr(module, name, BlurConv2d(child))
+    for conv in list(model.modules()):
+        if isinstance(conv, nn.Conv2d) and max(conv.stride) > 1 and conv.in_channels >= 16:
+            conv.blur = BlurPool2d(conv.in_channels, filt_size=3, stride=1, pad_mode="constant")
+            conv.register_forward_pre_hook(_blur_first)
     return model
+
+
+def _blur_first(conv: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    return (conv.get_submodule("blur")(inputs[0]),)

@@ -1,5 +1,6 @@
 """Optimizers: torch's and timm's, with parameters grouped by their number of dimensions."""
 
+from fnmatch import fnmatch
 from typing import Any
 
 import torch
@@ -41,7 +42,8 @@ def parameter_groups(
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        (others if parameter.ndim <= 1 or name in exempt else decayed).append(parameter)
+        alone = parameter.ndim <= 1 or any(fnmatch(name, pattern) for pattern in exempt)
+        (others if alone else decayed).append(parameter)
     groups = [(decayed, weight_decay), (others, norm_weight_decay)]
     return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
 

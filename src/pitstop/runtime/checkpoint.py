@@ -94,29 +94,29 @@ class Checkpointer:
         What a kill left behind is swept, and a damaged checkpoint is removed and the one before
         taken; `say` is told so.
         """
-        self._sweep()
+        self._sweep(say)
         for manifest in reversed(self.manifests()):
-            path = self._directory / manifest.file
-            complete = path.exists() and path.stat().st_size == manifest.bytes
-            if complete and sha256(path) == manifest.sha256:
+            if _is_whole(self._directory, manifest):
+                path = self._directory / manifest.file
                 return manifest, torch.load(path, map_location="cpu", weights_only=True)
-            say(f"{path}: is damaged; going back to the checkpoint before")
+            say(f"{self._directory / manifest.file}: is damaged; going back to the one before")
             self._remove(manifest)
         return None
 
     def manifests(self) -> list[Manifest]:
         """Returns the manifests in order of step; one that cannot be read does not count."""
-        found: list[Manifest] = []
-        for path in self._directory.glob("*.json"):
-            try:
-                found.append(Manifest(**read_json(path)))
-            except (ValueError, TypeError):
-                path.unlink()
-        return sorted(found, key=lambda manifest: manifest.step)
+        read = (_read_manifest(path) for path in self._directory.glob("*.json"))
+        found = [manifest for manifest in read if manifest is not None]
+        return sorted(found, key=lambda manifest: (manifest.step, manifest.top1 is not None))
 
-    def _sweep(self) -> None:
+    def _sweep(self, say: Callable[[str], None]) -> None:
+        """Removes what a kill has left unfinished, and manifests that cannot be read."""
+        for path in self._directory.glob("*.json"):
+            if _read_manifest(path) is None:
+                say(f"{path}: is damaged; going back to the one before")
+                path.unlink()
         whole = {manifest.file for manifest in self.manifests()}
-        for path in self._directory.glob("*"):
+        for path in (*self._directory.glob("*"), *self._run.path.glob(f"*{PARTIAL}")):
             if path.suffix == PARTIAL or (path.suffix == ".pt" and path.name not in whole):
                 path.unlink()
 
@@ -152,9 +152,9 @@ class Checkpointer:
 
     def wait(self) -> None:
         """Waits until the last save is on disk; raises what kept it from getting there."""
-        if self._writing is not None:
-            self._writing.result()
-            self._writing = None
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def close(self) -> None:
         """Waits, and ends the thread."""
@@ -168,17 +168,17 @@ class Checkpointer:
         if (where := _not_finite(self._host)) is not None:
             self.rejected = f"{where} at step {step}"
             return
-        name = f"epoch-{epoch:07.2f}-step-{step:08d}" + (
-            "" if top1 is None else f"-top1-{top1:.2f}"
-        )
+        self.rejected = None
+        name = f"epoch-{epoch:07.2f}-step-{step:08d}"
+        name += "" if top1 is None else f"-top1-{top1:.2f}"
         while (path := self._directory / f"{name}.pt").exists():
             name += "+"  # never write over a checkpoint that counts
         with atomic_write(path) as file:
             torch.save(self._host, file)
         manifest = Manifest(step, epoch, top1, path.name, path.stat().st_size, sha256(path))
-        write_json(path.with_suffix(".json"), asdict(manifest))
         for which in ("last", "best") if best else ("last",):
             self._write_weights(which, metadata)
+        write_json(path.with_suffix(".json"), asdict(manifest))  # last: from here on it counts
         self._drop_old(manifest)
 
     def _write_weights(self, which: str, metadata: StateDict) -> None:
@@ -218,6 +218,19 @@ class Checkpointer:
         path = self._directory / manifest.file
         path.with_suffix(".json").unlink(missing_ok=True)
         path.unlink(missing_ok=True)
+
+
+def _read_manifest(path: Path) -> Manifest | None:
+    try:
+        return Manifest(**read_json(path))
+    except (InputError, TypeError):
+        return None
+
+
+def _is_whole(directory: Path, manifest: Manifest) -> bool:
+    path = directory / manifest.file
+    complete = path.is_file() and path.stat().st_size == manifest.bytes
+    return complete and sha256(path) == manifest.sha256
 
 
 def _by_accuracy(manifests: list[Manifest]) -> list[Manifest]:
@@ -275,19 +288,18 @@ def copy_checkpoint(source: Path, run: RunDirectory) -> None:
         if origin.exists() and origin.read_text() == f"{source.resolve()}\n":
             return
         raise InputError(f"--resume {source}: {run.path} holds a run already: give another --out")
+    directory = source / "checkpoints" if source.is_dir() else source.parent
+    candidates = Checkpointer(RunDirectory(directory.parent), Checkpoint()).manifests()
+    if not source.is_dir():
+        candidates = [manifest for manifest in candidates if manifest.file == source.name]
+    whole = [manifest for manifest in candidates if _is_whole(directory, manifest)]
+    if not whole:
+        raise InputError(f"--resume {source}: no whole checkpoint there: name a run or a .pt file")
     write_text(origin, f"{source.resolve()}\n")
-    if source.is_dir():
-        newest = Checkpointer(RunDirectory(source), Checkpoint()).manifests()[-1:]
-        if not newest:
-            raise InputError(f"--resume {source}: holds no checkpoint")
-        source = source / "checkpoints" / newest[0].file
-    manifest = source.with_suffix(".json")
-    if not source.is_file() or not manifest.is_file():
-        raise InputError(f"--resume {source}: is not a checkpoint with its manifest (.json)")
-    records = RunDirectory(source.parent.parent).events
-    run.checkpoints.mkdir(parents=True, exist_ok=True)
+    records = RunDirectory(directory.parent).events
     if records.exists():
         shutil.copyfile(records, run.events)
-    for path in (source, manifest):
+    name = whole[-1].file
+    for path in (directory / name, (directory / name).with_suffix(".json")):
         with atomic_write(run.checkpoints / path.name) as file, path.open("rb") as original:
             shutil.copyfileobj(original, file)

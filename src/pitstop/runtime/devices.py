@@ -2,7 +2,7 @@
 
 import resource
 import sys
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,9 +43,9 @@ class Device:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Returns the context of a forward pass."""
-        return torch.autocast(
-            self.torch_device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None
-        )
+        if self.autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.torch_device.type, self.autocast_dtype)
 
     def place(self, model: nn.Module) -> nn.Module:
         """Moves a model here, its kernels in channels_last memory format."""
@@ -64,7 +64,7 @@ class Device:
     def memory_mb(self) -> float:
         """Returns the most memory that the process has held, in MB."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (1e6 if sys.platform == "darwin" else 1e3)
+        return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
     def circumstance(self) -> dict[str, Any]:
         """Returns what may change from one start of a run to the next without being refused."""

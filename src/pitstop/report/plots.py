@@ -363,7 +363,7 @@ def _duration(minutes: float) -> str:
 
 def main() -> None:
     """Draws the run given on the command line, yielding to whatever else wants the processor."""
-    os.nice(10)
+    os.nice(19)
     draw(RunDirectory(Path(sys.argv[1])))
 
 

@@ -32,10 +32,11 @@ def test_fields_are_written_one_over_the_other(run):
     assert run.read() == {"status": "finished", "step": 3, "metrics": {"top1": 9.0}}
 
 
-def test_a_damaged_run_json_is_said(run):
+def test_a_damaged_run_json_is_no_hindrance_and_is_written_anew(run):
     begun(run).run_json.write_text("{")
-    with pytest.raises(InputError, match=r"run\.json: is damaged"):
-        run.read()
+    assert run.read() is None
+    run.write(status="running")
+    assert run.read() == {"status": "running"}
 
 
 def test_every_file_of_a_run_has_its_own_place_within(run):

@@ -13,7 +13,7 @@ from pitstop import __version__
 from pitstop.cli import evaluate, plan, recipes, train
 from pitstop.core.errors import InputError
 
-BAD_INPUT, INTERNAL = 2, 70
+BAD_INPUT, INTERNAL, KILLED = 2, 70, 130
 
 app = typer.Typer(
     name="pitstop",
@@ -53,13 +53,17 @@ def run(arguments: list[str]) -> int:
         typer.echo("pitstop does not run on Windows: use WSL", err=True)
         return BAD_INPUT
     try:
-        app(arguments)
-    except SystemExit as ended:
-        return int(ended.code or 0)
+        return app(arguments or ["--help"], standalone_mode=False) or 0
     except InputError as error:
         typer.echo(f"pitstop: {error}", err=True)
         return BAD_INPUT
-    except Exception:
+    except KeyboardInterrupt:
+        typer.echo("pitstop: interrupted", err=True)
+        return KILLED
+    except Exception as error:
+        if hasattr(error, "format_message"):  # of typer, which may bring its own click
+            typer.echo(f"pitstop: {error.format_message()}", err=True)  # pyright: ignore[reportAttributeAccessIssue]
+            return BAD_INPUT
         traceback.print_exc()
         typer.echo("pitstop: internal error: please report the lines above", err=True)
     return INTERNAL

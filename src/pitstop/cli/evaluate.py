@@ -22,7 +22,9 @@ def evaluate(
     flip_average: Annotated[
         bool | None, typer.Option("--flip-average/--no-flip-average", help="Average with a mirror")
     ] = None,
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16")] = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="auto, fp32 or bf16 (default: as it was trained)")
+    ] = None,
     workers: Workers = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
 ) -> None:

@@ -47,7 +47,10 @@ def plan(
     if plot is not None:
         from pitstop.plan.picture import draw
 
-        draw(timeline, plot)
+        try:
+            draw(timeline, plot)
+        except OSError as error:
+            raise InputError(f"--plot {plot}: cannot be written: {error.strerror}") from None
         typer.echo(f"drawn into {plot}", err=True)
 
 
@@ -56,4 +59,4 @@ def _count(data: str | None) -> int | None:
         return None
     from pitstop.data.resolve import count_training_images
 
-    return count_training_images(data)
+    return count_training_images(data, say=lambda note: typer.echo(note, err=True))

@@ -1,5 +1,6 @@
 """`pitstop train`."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,10 +67,9 @@ def train(
     loaded = load_recipe(recipe, overrides | parse_sets(set_))
     if loaded.data is None:
         raise InputError(f"recipe {loaded.name} names no data: give --data")
-    if extend is not None and extend <= 0:
-        raise InputError(f"--extend {extend:g}: must be more than 0 epochs")
-    if lr is not None and lr <= 0:
-        raise InputError(f"--lr {lr:g}: must be more than 0")
+    for option, number in (("--extend", extend), ("--lr", lr)):
+        if number is not None and not 0 < number < math.inf:
+            raise InputError(f"{option} {number:g}: must be more than 0, and finite")
     if resume is not None and no_resume:
         raise InputError("--resume and --no-resume exclude each other")
 
@@ -77,6 +77,6 @@ def train(
     from pitstop.engine.run import run_training
 
     wish = Wish(loaded, rebase=rebase, extend_epochs=extend, extend_lr=lr)
-    out = out or Path("runs") / loaded.name
+    out = out or Path("runs") / loaded.name.replace("/", "-")
     outcome = run_training(wish, out, workers=workers, resume=resume, start_over=no_resume)
     raise typer.Exit(outcome.exit_code)

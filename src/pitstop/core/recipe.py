@@ -289,6 +289,8 @@ def _stated_phases(stated: Any) -> list[dict[str, Any]]:
     if stated is None:
         return [{"duration": "100%"}]
     phases = cast("list[Any]", stated)
+    if phases == []:
+        raise ValueError("phases is empty: leave it out for a single phase")
     if not isinstance(stated, list | tuple) or not all(isinstance(p, dict) for p in phases):
         raise ValueError("phases is a list of mappings, each with a duration")
     for i, phase in enumerate(phases):

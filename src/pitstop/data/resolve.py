@@ -1,5 +1,6 @@
 """What `--data` names, without packing or decoding anything: no torch, no pyarrow."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from pitstop.core.errors import InputError
@@ -25,11 +26,16 @@ def resolve(spec: str) -> Path | Source:
     return path if is_packed(path) else folder_source(path)
 
 
-def count_training_images(spec: str) -> int:
-    """Returns the training images of `--data`; of a class folder, the bad ones included."""
+def count_training_images(spec: str, say: Callable[[str], None]) -> int:
+    """Returns the training images of `--data`; of a class folder, the bad ones included.
+
+    `say` is told what is odd about a folder.
+    """
     named = resolve(spec)
     if isinstance(named, Path):
         return sum(shard["rows"] for shard in read_manifest(named)["splits"]["train"]["shards"])
+    for note in named.notes:
+        say(note)
     return len(named.train)
 
 

@@ -21,7 +21,7 @@ from pitstop.data.packed import PackedDataset
 from pitstop.data.resolve import DIGITS
 from pitstop.engine.evaluate import evaluate
 from pitstop.engine.resume import Wish
-from pitstop.engine.train import INTERRUPTED, Outcome, train
+from pitstop.engine.train import INTERRUPTED, Outcome, check, train
 from pitstop.io.run_directory import RunDirectory
 from pitstop.nn import models
 from pitstop.runtime.checkpoint import copy_checkpoint
@@ -60,13 +60,20 @@ def run_training(
         except PackingStoppedError:
             return INTERRUPTED
         if start_over and run.path.exists():
+            check(wish, data)
             with run.lock():
                 aside = run.set_aside()
             console.print(f"moved the run that was there to {aside}")
         with run.lock():
-            if resume is not None:
-                copy_checkpoint(resume, run)
-            return train(wish, data, run, workers=workers, preemption=preemption, console=console)
+            copied = resume is not None and copy_checkpoint(resume, run)
+            try:
+                return train(
+                    wish, data, run, workers=workers, preemption=preemption, console=console
+                )
+            except InputError:
+                if copied:
+                    run.remove()
+                raise
 
 
 def run_evaluation(
@@ -75,7 +82,7 @@ def run_evaluation(
     *,
     which: str = "best",
     protocol: dict[str, Any] | None = None,
-    precision: str = "auto",
+    precision: str | None = None,
     workers: int | None = None,
 ) -> dict[str, Any]:
     """Evaluates weights on a dataset's validation images.
@@ -85,6 +92,7 @@ def run_evaluation(
         data: as `--data`; None for the data that the run was trained on.
         which: of a run, the `best` or the `last` weights.
         protocol: overrides of the recipe's `eval`.
+        precision: None for that of the training.
 
     Returns:
         loss, top1, top5 (percent) and the protocol.
@@ -96,10 +104,10 @@ def run_evaluation(
         stated = run.read()
         if stated is None:
             raise InputError(f"{weights}: holds no run.json: name a run or a .safetensors file")
-        data = data or stated.get("data")
+        data = data or _data_of(stated)
         weights = run.weights(which)
         if not weights.exists():
-            raise InputError(f"{run.path}: has no {which} weights yet: wait for an evaluation")
+            raise InputError(f"{run.path}: has no {which} weights: none have been saved yet")
     if data is None:
         raise InputError("--data: say what to evaluate on; a weights file does not name it")
     model, recipe, classes = load_model(weights, protocol or {}, precision)
@@ -120,7 +128,7 @@ def run_evaluation(
 
 
 def load_model(
-    path: Path, protocol: dict[str, Any], precision: str
+    path: Path, protocol: dict[str, Any], precision: str | None
 ) -> tuple[nn.Module, Recipe, list[str]]:
     """Builds the model of a safetensors file that pitstop wrote, from what its header says.
 
@@ -136,9 +144,11 @@ def load_model(
         raise InputError(f"{path}: {why}: name a .safetensors file of a pitstop run") from None
     classes = metadata.pop("classes")
     metadata["eval"] |= protocol
-    recipe = parse_recipe({**metadata, "epochs": 1, "precision": precision}, str(path))
+    metadata["precision"] = precision or metadata["precision"]
+    recipe = parse_recipe({**metadata, "epochs": 1}, str(path))
     model = models.build(recipe.model, len(classes), seed=0)
     model.load_state_dict(tensors)
+    models.check_resolutions(model, recipe.model.name, [recipe.eval_resolution()])
     return model, recipe, classes
 
 
@@ -151,13 +161,21 @@ def _open(
 
         def progress(done: int, total: int) -> None:
             if not bars:
-                bars.append(stack.enter_context(ProgressBar(console=console, transient=True)))
+                bar = ProgressBar(console=console, transient=True, disable=not console.is_terminal)
+                bars.append(stack.enter_context(bar))
                 bars[0].add_task("packing", total=total)
             bars[0].update(bars[0].task_ids[0], completed=done)
 
         return open_dataset(
             data, workers=workers, progress=progress, should_stop=should_stop, say=console.print
         )
+
+
+def _data_of(stated: dict[str, Any]) -> str | None:
+    """Returns the data that a run's run.json names: as it was packed, if that is still there."""
+    named = stated.get("data") or {}
+    packed = named.get("packed")
+    return packed if packed and Path(packed).exists() else named.get("source")
 
 
 def _with_absolute_data(recipe: Recipe) -> Recipe:

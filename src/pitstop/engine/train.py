@@ -10,6 +10,7 @@ from rich.console import Console
 
 from pitstop import __version__
 from pitstop.core.recipe import Recipe
+from pitstop.core.timeline import Timeline
 from pitstop.data.load import Loader
 from pitstop.data.packed import PackedDataset
 from pitstop.engine.evaluate import Evaluation, evaluate
@@ -89,6 +90,23 @@ def train(
         checkpointer.close()
 
 
+def check(wish: Wish, data: PackedDataset) -> None:
+    """Raises InputError for whatever would refuse the wish as a new run; nothing is written."""
+    course = set_course(wish, None, ended=False, digest=data.digest, num_samples=len(data.train))
+    device = Device.choose(wish.recipe.precision, wish.recipe.compile, wish.recipe.threads)
+    state = TrainState.initial(wish.recipe, len(data.classes), device)
+    _check_model(state, course.timeline())
+
+
+def _check_model(state: TrainState, timeline: Timeline) -> None:
+    """Raises InputError for what a recipe asks that the model cannot give."""
+    for segment in timeline.segments:
+        freeze(state.model, segment.phase.freeze)
+    sides = {timeline.recipe.eval_resolution()}
+    sides |= {segment.resolution for segment in timeline.segments}
+    check_resolutions(state.model, timeline.recipe.model.name, sides)
+
+
 def _has_ended(
     status: str | None, restored: Restored | None, course: Course, recipe: Recipe
 ) -> Outcome | None:
@@ -129,20 +147,12 @@ class Training:
             self.state.load(saved)
             evaluated = manifest.top1 is not None
         self.saved_step = self.state.step
-        self.check_recipe()
+        _check_model(self.state, self.timeline)
         self.records = Records(run, self.state.step, evaluated=evaluated)
         self.meter = Meter(self.records, self.timeline)
         self.saves = SaveSchedule(recipe.checkpoint, self.timeline)
         self.plotter = Plotter(run)
         self.reading: Reading | None = None
-
-    def check_recipe(self) -> None:
-        """Raises InputError for what a recipe asks that the model cannot give."""
-        for segment in self.timeline.segments:
-            freeze(self.state.model, segment.phase.freeze)
-        sides = {self.timeline.recipe.eval_resolution()}
-        sides |= {segment.resolution for segment in self.timeline.segments}
-        check_resolutions(self.state.model, self.recipe.model.name, sides)
 
     def loop(self) -> Outcome:
         """Trains until the end, or until something ends it before."""
@@ -175,7 +185,8 @@ class Training:
             self.reading = self.meter.flush() or self.reading
             if self.reading is not None and not self.reading.finite:
                 return DIVERGED
-            self.show()
+            if not evaluate_now:
+                self.show()
         if stop:
             return INTERRUPTED
         if evaluate_now:
@@ -283,7 +294,7 @@ class Training:
             recipe=self.recipe.model_dump(mode="json"),
             identity={"dataset": self.data.digest, **self.timeline.recipe.identity()},
             circumstance=circumstance,
-            data=self.recipe.data,
+            data={"packed": str(self.data.path), "source": self.recipe.data},
         )
         self.write_run_json("running")
 
@@ -344,7 +355,8 @@ class Training:
         recipe = self.timeline.recipe
         kept = recipe.model_dump(mode="json", include={"name", "model", "mean", "std", "eval"})
         kept["eval"]["resolution"] = recipe.eval_resolution()
-        return {**kept, "classes": list(self.data.classes)}
+        precision = self.device.circumstance()["precision"]
+        return {**kept, "precision": precision, "classes": list(self.data.classes)}
 
 
 def _metrics(val: Event | None) -> dict[str, Any] | None:

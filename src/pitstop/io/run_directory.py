@@ -10,6 +10,7 @@ last.safetensors
 plots/*.png
 """
 
+import shutil
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -60,9 +61,10 @@ class RunDirectory:
     def lock(self) -> Generator[None]:
         """Holds the run for this process; raises InputError if another one writes it.
 
-        A directory in which nothing came about goes away with the lock.
+        A directory that it made, and in which nothing came about, goes away with the lock.
         """
         file = self.path / ".lock"
+        made_here = not self.path.exists()
         busy = "another process is writing this run: wait for it, or give another --out"
         with locked(file, f"{self.path}: {busy}"):
             try:
@@ -70,11 +72,15 @@ class RunDirectory:
             finally:
                 if self.path.exists() and [*self.path.iterdir()] == [file]:
                     file.unlink()
-                    self.path.rmdir()
+                    if made_here:
+                        self.path.rmdir()
 
     def read(self) -> dict[str, Any] | None:
-        """Returns run.json, None where there is no run."""
-        return read_json(self.run_json) if self.run_json.exists() else None
+        """Returns run.json, None where there is none; a damaged one is none: it only reports."""
+        try:
+            return read_json(self.run_json) if self.run_json.exists() else None
+        except InputError:
+            return None
 
     def write(self, **fields: Any) -> None:
         """Updates fields of run.json."""
@@ -88,6 +94,10 @@ class RunDirectory:
         empty = not self.path.exists() or all(p.name == ".lock" for p in self.path.iterdir())
         if not empty and not self.events.exists() and not self.checkpoints.exists():
             raise InputError(f"{self.path}: is not empty and holds no run: give another --out")
+
+    def remove(self) -> None:
+        """Removes the directory and all that is in it."""
+        shutil.rmtree(self.path)
 
     def set_aside(self) -> Path | None:
         """Moves a run that is in the way to a name with the time in it; returns where to."""

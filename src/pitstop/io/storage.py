@@ -82,10 +82,14 @@ def locked(path: Path, busy: str) -> Generator[None]:
     """Holds an exclusive lock on `path` for the block; the system drops it if the process dies.
 
     Raises:
-        InputError: `busy`, when another process holds it.
+        InputError: `busy`, when another process holds it; or the place cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    except OSError as error:
+        raise InputError(f"{path.parent}: cannot be written: {error.strerror}") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -273,26 +273,28 @@ def _not_finite(value: Any, name: str = "") -> str | None:
     return next((where for where in found if where is not None), None)
 
 
-def copy_checkpoint(source: Path, run: RunDirectory) -> None:
-    """Begins a run from a copy of another one's checkpoint and records.
+def copy_checkpoint(source: Path, run: RunDirectory) -> bool:
+    """Begins a run from a copy of another one's checkpoint, records and weights.
 
     Args:
         source: a checkpoint file, or a run directory, whose newest checkpoint is taken.
         run: the new run. If it was begun from `source` before, nothing is done.
 
+    Returns:
+        Whether it was begun now.
+
     Raises:
         InputError: there is no whole checkpoint at `source`, or `run` was begun otherwise.
     """
     origin = run.path / "resumed_from.txt"
-    if any(run.checkpoints.glob("*.json")):
+    if run.events.exists() or any(run.checkpoints.glob("*.json")):
         if origin.exists() and origin.read_text() == f"{source.resolve()}\n":
-            return
+            return False
         raise InputError(f"--resume {source}: {run.path} holds a run already: give another --out")
     directory = source / "checkpoints" if source.is_dir() else source.parent
-    candidates = Checkpointer(RunDirectory(directory.parent), Checkpoint()).manifests()
-    if not source.is_dir():
-        candidates = [manifest for manifest in candidates if manifest.file == source.name]
-    whole = [manifest for manifest in candidates if _is_whole(directory, manifest)]
+    there = Checkpointer(RunDirectory(directory.parent), Checkpoint()).manifests()
+    named = [m for m in there if source.is_dir() or m.file == source.name]
+    whole = [manifest for manifest in named if _is_whole(directory, manifest)]
     if not whole:
         raise InputError(f"--resume {source}: no whole checkpoint there: name a run or a .pt file")
     write_text(origin, f"{source.resolve()}\n")
@@ -303,3 +305,7 @@ def copy_checkpoint(source: Path, run: RunDirectory) -> None:
     for path in (directory / name, (directory / name).with_suffix(".json")):
         with atomic_write(run.checkpoints / path.name) as file, path.open("rb") as original:
             shutil.copyfileobj(original, file)
+    if whole[-1] == there[-1]:
+        for weights in directory.parent.glob("*.safetensors"):
+            shutil.copyfile(weights, run.path / weights.name)
+    return True

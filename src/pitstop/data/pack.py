@@ -9,7 +9,6 @@ import csv
 import errno
 import fcntl
 import json
-import os
 import shutil
 import time
 import warnings
@@ -30,6 +29,7 @@ from pitstop.data.convert import Split, Stored, convert, why_bad
 from pitstop.data.manifest import FORMAT, MANIFEST, VERSION, is_packed
 from pitstop.data.packed import REMARKS, SCHEMA, PackedDataset
 from pitstop.data.source import Item, Source, name_hash
+from pitstop.io.storage import sync, write_text
 
 SHORT_SIDE = 400
 """Pixels. The accuracy cost of storing less, such as 256, was not measured by anybody here."""
@@ -223,7 +223,7 @@ def _pack(job: _Job, out: Path) -> PackReport:
             if out.exists():
                 out.rename(replaced)
             temporary.rename(out)
-            _sync(out.parent)
+            sync(out.parent)
         finally:
             _remove(temporary, replaced)
     return report
@@ -397,7 +397,7 @@ class _Shards:
         file = self._folder / f"{self._split}-{len(self._written):05}.arrow"
         with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
             writer.write_batch(self._batch())
-        _sync(file)
+        sync(file)
         with file.open("rb") as stream:
             checksum = file_digest(stream, "sha256").hexdigest()
         size = file.stat().st_size
@@ -451,26 +451,14 @@ def _write_remarks(file: Path, tally: _Tally) -> None:
         rows.writerow(("split", "name", "action", "why"))
         for action, remarks in (("skipped", tally.skipped), ("converted", tally.converted)):
             rows.writerows((split, name, action, why) for split, name, why in remarks)
-    _sync(file)
+    sync(file)
 
 
 def _write_manifest(folder: Path, entries: dict[str, Any]) -> None:
     """Writes the manifest, whole or not at all, when all other files are on the disk."""
-    _sync(folder)
-    temporary = folder / f"{MANIFEST}.tmp"
+    sync(folder)
     text = json.dumps({"format": FORMAT, "version": VERSION, **entries}, indent=1)
-    temporary.write_text(text + "\n")
-    _sync(temporary)
-    temporary.rename(folder / MANIFEST)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_text(folder / MANIFEST, text + "\n")
 
 
 def _printable(name: str) -> str:

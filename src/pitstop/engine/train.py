@@ -160,6 +160,7 @@ class Training:
         if self.course.notes:
             self.save()  # an amendment is durable before what follows from it
         steps = range(state.step, timeline.last)
+        self.meter.resume()
         with Loader(self.data.train, timeline, steps, workers=self.workers) as batches:
             for segment in timeline.segments_from(state.step):
                 stage = Stage(segment, state, self.device, len(self.data.classes))
@@ -235,7 +236,8 @@ class Training:
         )
         self.show(val_top1=result.top1)
         self.write_run_json("running")
-        self.plotter.update()
+        if (problem := self.plotter.update()) is not None:
+            self.progress.say(problem)
         return result
 
     def save(self) -> None:
@@ -264,6 +266,8 @@ class Training:
         for line in self.closing_lines(outcome):
             self.progress.say(line)
             self.records.add("note", self.state.step, text=line)
+        if outcome == INTERRUPTED:
+            return outcome  # what interrupted it may not wait for pictures
         if (problem := self.plotter.finish()) is not None:
             self.progress.say(problem)
         return outcome

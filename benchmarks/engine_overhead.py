@@ -181,7 +181,7 @@ def training_in(directory: Path, recipe: Recipe) -> engine.Training:
     split = PackedSplit(nothing, np.stack([nothing] * 2, 1), nothing, nothing, (0,), (), ())
     data = PackedDataset(directory, tuple(map(str, range(CLASSES))), "none", split, split)
     course = Course(recipe, (), IMAGES)
-    progress = Progress(Console(file=io.StringIO()), course.timeline(), recipe.name)
+    progress = Progress(Console(file=io.StringIO()), course.timeline, recipe.name)
     checkpointer = Checkpointer(run, recipe.checkpoint)
     return engine.Training(recipe, course, None, data, run, checkpointer, 1, Preemption(), progress)
 

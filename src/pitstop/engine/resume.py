@@ -5,6 +5,7 @@ resume. Circumstance (device, precision, threads, versions) may change, and a ch
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from pitstop.core.errors import InputError
@@ -41,6 +42,7 @@ class Course:
     num_samples: int
     notes: tuple[str, ...] = ()
 
+    @cached_property
     def timeline(self) -> Timeline:
         return Timeline(self.recipe, self.amendments, num_samples=self.num_samples)
 
@@ -82,7 +84,7 @@ def set_course(
 
 def _with_recipe(course: Course, wish: Wish, step: int) -> Course:
     """Returns the course with the wished recipe from `step` on, if it differs and may."""
-    before, after = course.timeline().recipe.identity(), wish.recipe.identity()
+    before, after = course.timeline.recipe.identity(), wish.recipe.identity()
     keys = [k for k in {**before, **after} if before.get(k, ...) != after.get(k, ...)]
     if not keys:
         return course
@@ -98,7 +100,7 @@ def _with_recipe(course: Course, wish: Wish, step: int) -> Course:
     if fixed:
         raise InputError(f"--rebase cannot change {', '.join(fixed)}: give another --out")
     rebased = _amended(course, Amendment(step=step, change=Rebase(recipe=wish.recipe)))
-    ends = f"step {course.timeline().last} to {rebased.timeline().last}"
+    ends = f"step {course.timeline.last} to {rebased.timeline.last}"
     note = f"rebased at step {step}: {changes}; the end moves from {ends}"
     return replace(rebased, notes=(*course.notes, note))
 
@@ -110,13 +112,13 @@ def _decides_what_is_saved(key: str) -> bool:
 def _extended(course: Course, wish: Wish, step: int, ended: bool) -> Course:
     """Returns the course with one more phase, unless that is what is being trained already."""
     assert wish.extend_epochs is not None
-    before = course.timeline()
+    before = course.timeline
     lr = wish.extend_lr or 0.1 * before.recipe.phases[-1].peak_lr()
     change = Extend(epochs=wish.extend_epochs, lr=lr)
     if not ended and course.amendments and course.amendments[-1].change == change:
         return course
     extended = _amended(course, Amendment(step=step, change=change))
-    after = extended.timeline()
+    after = extended.timeline
     note = (
         f"extended by {wish.extend_epochs:g} epochs from lr {lr:g}: the end moves from epoch "
         f"{before.epochs:.2f} (step {before.last}) to {after.epochs:.2f} (step {after.last})"

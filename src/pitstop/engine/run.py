@@ -113,7 +113,7 @@ def run_evaluation(
     model, recipe, classes = load_model(weights, protocol or {}, precision)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     workers = workers or default_workers()
-    opened = _open(data, workers, console, lambda: False)
+    opened = _open(data, workers, console)
     if list(opened.classes) != classes:
         raise InputError(
             f"{data}: its {len(opened.classes)} classes are not the {len(classes)} that {weights} "
@@ -153,7 +153,7 @@ def load_model(
 
 
 def _open(
-    data: str, workers: int, console: Console, should_stop: Callable[[], bool]
+    data: str, workers: int, console: Console, should_stop: Callable[[], bool] | None = None
 ) -> PackedDataset:
     """Opens `--data`; if it is to be packed first, with a progress bar."""
     with ExitStack() as stack:

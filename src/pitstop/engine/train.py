@@ -79,7 +79,7 @@ def train(
         if (ended := _has_ended(status, restored, course, wish.recipe)) is not None:
             console.print(f"{run.path}: this run has ended: {ended.status}; --extend N goes on")
             return ended
-        progress = Progress(console, course.timeline(), f"{wish.recipe.name} in {run.path}")
+        progress = Progress(console, course.timeline, f"{wish.recipe.name} in {run.path}")
         training = Training(
             wish.recipe, course, restored, data, run, checkpointer, workers, preemption, progress
         )
@@ -95,7 +95,7 @@ def check(wish: Wish, data: PackedDataset) -> None:
     course = set_course(wish, None, ended=False, digest=data.digest, num_samples=len(data.train))
     device = Device.choose(wish.recipe.precision, wish.recipe.compile, wish.recipe.threads)
     state = TrainState.initial(wish.recipe, len(data.classes), device)
-    _check_model(state, course.timeline())
+    _check_model(state, course.timeline)
 
 
 def _check_model(state: TrainState, timeline: Timeline) -> None:
@@ -114,7 +114,7 @@ def _has_ended(
     if restored is None:
         return None
     manifest, _ = restored
-    if status == FINISHED.status and manifest.step >= course.timeline().last:
+    if status == FINISHED.status and manifest.step >= course.timeline.last:
         return FINISHED
     target = recipe.target_accuracy
     met = target is not None and manifest.top1 is not None and manifest.top1 >= target
@@ -136,7 +136,7 @@ class Training:
         preemption: Preemption,
         progress: Progress,
     ) -> None:
-        self.recipe, self.course, self.timeline = recipe, course, course.timeline()
+        self.recipe, self.course, self.timeline = recipe, course, course.timeline
         self.data, self.run, self.checkpointer = data, run, checkpointer
         self.workers, self.preemption, self.progress = workers, preemption, progress
         self.device = Device.choose(recipe.precision, recipe.compile, recipe.threads)
@@ -224,7 +224,7 @@ class Training:
         self.records.add(
             "val",
             self.state.step,
-            epoch=self.timeline.epoch(self.state.step),
+            epoch=self.epoch(),
             **described(settings),
             loss=result.loss,
             top1=result.top1,
@@ -247,7 +247,7 @@ class Training:
         best = self.records.best()
         self.checkpointer.save(
             self.state.state_dict() | self.course.saved(self.data.digest),
-            epoch=self.timeline.epoch(step),
+            epoch=self.epoch(),
             top1=evaluations[step]["top1"] if step in evaluations else None,
             best=best is not None and best["step"] == step,
             metadata=self.metadata(),
@@ -280,9 +280,7 @@ class Training:
         lines = list(self.course.notes)
         circumstance = self.device.circumstance() | {n: version(n) for n in ("timm", "numpy")}
         if step > 0:
-            lines.append(
-                f"resuming at step {step} of {last}, epoch {self.timeline.epoch(step):.2f}"
-            )
+            lines.append(f"resuming at step {step} of {last}, epoch {self.epoch():.2f}")
             before = (self.run.read() or {}).get("circumstance", {})
             changed = changed_circumstance(before, circumstance)
             lines += [changed] if changed else []
@@ -311,7 +309,7 @@ class Training:
         best = self.records.best()
         self.progress.update(
             step=step,
-            epoch=self.timeline.epoch(step),
+            epoch=self.epoch(),
             phase=settings.segment.phase.name,
             loss=self.reading.loss,
             top1=self.reading.top1,
@@ -331,7 +329,7 @@ class Training:
             exit_code=exit_code,
             step=step,
             steps=self.timeline.last,
-            epoch=round(self.timeline.epoch(step), 4),
+            epoch=round(self.epoch(), 4),
             epochs=round(self.timeline.epochs, 4),
             metrics=_metrics(self.records.last()),
             best=_metrics(self.records.best()),
@@ -352,6 +350,7 @@ class Training:
         return [*lines, f"total wall time: {wall}"]
 
     def epoch(self) -> float:
+        """Returns the epochs done."""
         return self.timeline.epoch(self.state.step)
 
     def metadata(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ bench: $(READY)           ## the benchmarks; nothing else should be running
 	$(BIN)/python benchmarks/engine_overhead.py
 	$(BIN)/python benchmarks/save_stall.py
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/agreement_cost.py
 
 clean:                    ## remove what make made (runs/ stays)
 	rm -rf .venv build dist src/*.egg-info

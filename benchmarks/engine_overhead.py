@@ -48,12 +48,15 @@ from pitstop.core.timeline import Timeline
 from pitstop.data.load import Batch
 from pitstop.data.packed import PackedDataset, PackedSplit
 from pitstop.engine import train as engine
+from pitstop.engine.journal import Journal
 from pitstop.engine.resume import Course
+from pitstop.engine.state import TrainState
 from pitstop.io.records import read_events
 from pitstop.io.run_directory import RunDirectory
-from pitstop.report.progress import Progress
 from pitstop.runtime.checkpoint import Checkpointer
+from pitstop.runtime.devices import Device
 from pitstop.runtime.preemption import Preemption
+from pitstop.runtime.ranks import Ranks
 
 BLOCK = 20
 """Steps a block."""
@@ -181,9 +184,14 @@ def training_in(directory: Path, recipe: Recipe) -> engine.Training:
     split = PackedSplit(nothing, np.stack([nothing] * 2, 1), nothing, nothing, (0,), (), ())
     data = PackedDataset(directory, tuple(map(str, range(CLASSES))), "none", split, split)
     course = Course(recipe, (), IMAGES)
-    progress = Progress(Console(file=io.StringIO()), course.timeline, recipe.name)
     checkpointer = Checkpointer(run, recipe.checkpoint)
-    return engine.Training(recipe, course, None, data, run, checkpointer, 1, Preemption(), progress)
+    device, ranks = Device.choose(recipe.precision, recipe.compile, recipe.threads), Ranks()
+    state = TrainState.initial(recipe, CLASSES, device)
+    console = Console(file=io.StringIO())
+    journal = Journal(
+        recipe, course, data, run, checkpointer, device, ranks, console, step=0, evaluated=False
+    )
+    return engine.Training(recipe, course, data, state, device, ranks, journal, 1, Preemption())
 
 
 @dataclass
@@ -212,7 +220,7 @@ class Alternation:
             started = time.perf_counter()
             for step in range(first, first + BLOCK):
                 yield self.batches[step % len(self.batches)]
-            self.training.meter.flush()  # waits for the last step, as the bare loop's block does
+            self.training.flush()  # waits for the last step, as the bare loop's block does
             seconds = time.perf_counter() - started
             self.timed.append(Pair(seconds, before or self.bare_block(first)))
             if self.losses is None:
@@ -228,7 +236,8 @@ class Alternation:
 
     def first_losses(self) -> tuple[float, float]:
         """Returns the mean losses of the first block, having checked that they agree."""
-        events = [e for e in read_events(self.training.run.events) if e["kind"] == "train"]
+        assert isinstance(self.training.journal, Journal)
+        events = [e for e in read_events(self.training.journal.run.events) if e["kind"] == "train"]
         assert events[-1]["step"] == BLOCK
         pitstop = sum(e["loss"] for e in events) / sum(e["images"] for e in events)
         assert abs(pitstop - self.loss) <= AGREE * self.loss, (
@@ -246,14 +255,16 @@ def measure(options: Options) -> Alternation:
     batches = batches_in_memory(options)
     with TemporaryDirectory() as directory:
         training = training_in(Path(directory) / "run", recipe)
+        journal = training.journal
+        assert isinstance(journal, Journal)
         model = copy.deepcopy(training.state.model)
         bare = BareLoop(model, recipe, [(s.lr, s.momentum) for s in settings], batches)
         alternation = Alternation(training, bare, batches, options.pairs)
         with mock.patch.object(engine, "Loader", alternation.loader):
             outcome = training.loop()
         assert outcome == engine.INTERRUPTED
-        training.records.close()
-        training.checkpointer.close()
+        journal.records.close()
+        journal.checkpointer.close()
     return alternation
 
 

@@ -45,7 +45,7 @@ def place(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
     """A folder of its own, one thread, a common cache, no plots."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PITSTOP_CACHE", str(cache))
-    monkeypatch.setattr("pitstop.engine.train.Plotter", NoPlotter)
+    monkeypatch.setattr("pitstop.engine.journal.Plotter", NoPlotter)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield tmp_path
@@ -107,7 +107,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     out = tmp_path_factory.mktemp("trained") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PITSTOP_CACHE", str(cache))
-        patch.setattr("pitstop.engine.train.Plotter", NoPlotter)
+        patch.setattr("pitstop.engine.journal.Plotter", NoPlotter)
         assert cli.run([*TRAIN, "--out", str(out)]) == 0
     return out
 

@@ -66,7 +66,7 @@ def test_help_and_plans_import_nothing_heavy():
     code = """
 import sys
 from pitstop.cli import run
-verbs = ["train", "plan", "eval", "recipes"]
+verbs = ["train", "plan", "eval", "recipes", "devices"]
 commands = [["--help"], ["--version"], *([verb, "--help"] for verb in verbs)]
 commands += [["plan", "standard", "--samples", "1000"], ["plan", "demo"], ["recipes"]]
 assert [run(command) for command in commands] == [0] * len(commands)

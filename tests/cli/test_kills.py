@@ -1,5 +1,6 @@
 """Real processes, killed by real signals: the weights are those of a run that nobody killed."""
 
+import functools
 import hashlib
 import json
 import os
@@ -7,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,24 +40,51 @@ MOMENTS = {"step": 12, "evaluation": 12, "save": 6, "manifest": 6, "weights": 10
 """What a process does, and the most times it is waited for before the signal."""
 
 
-def train(cache: Path, out: Path, moment: str = "never", nth: int = 1, by: str = "SIGKILL") -> int:
-    recipe = cache / "tiny.yaml"
-    recipe.write_text(yaml.safe_dump(RECIPE))
-    script = Path(__file__).with_name("kill.py")
+def train(
+    cache: Path,
+    out: Path,
+    moment: str = "never",
+    nth: int = 1,
+    by: str = "SIGKILL",
+    *,
+    who: str = "0",
+    nproc: int = 1,
+) -> int:
+    """Trains the tiny recipe on so many ranks, with a signal for `who`; see kill.py."""
     done = subprocess.run(
-        [sys.executable, script, moment, str(nth), by, "train", recipe, "--out", out],
-        env={**os.environ, "PITSTOP_CACHE": str(cache), "OMP_NUM_THREADS": "1"},
+        [*command(cache, out, moment, nth, by, who), "--nproc", str(nproc)],
+        env=environment(cache),
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode in (0, 75, -signal.SIGKILL), done.stderr
+    expected = (0, 75, -signal.SIGKILL) if nproc == 1 else (0, 70, 75, -signal.SIGKILL)
+    assert done.returncode in expected, done.stderr
     return done.returncode
+
+
+def command(
+    cache: Path, out: Path, moment: str = "never", nth: int = 1, by: str = "SIGKILL", who: str = "0"
+) -> list[str]:
+    recipe = cache / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(RECIPE))
+    script = Path(__file__).with_name("kill.py")
+    train = ["train", str(recipe), "--out", str(out), "--device", "cpu"]
+    return [sys.executable, str(script), moment, str(nth), by, who, *train]
+
+
+def environment(cache: Path) -> dict[str, str]:
+    return {**os.environ, "PITSTOP_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
 
 
 def fingerprints(out: Path) -> list[str]:
     files = [out / f"{name}.safetensors" for name in WEIGHTS]
     return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+
+
+def newest_step(out: Path) -> int:
+    newest = max(out.glob("checkpoints/*.json"), key=lambda path: path.stat().st_mtime_ns)
+    return json.loads(newest.read_text())["step"]
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +93,16 @@ def cache(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def unkilled(cache, tmp_path_factory) -> list[str]:
-    out = tmp_path_factory.mktemp("unkilled") / "run"
-    assert train(cache, out) == 0
-    return fingerprints(out)
+def unkilled(cache, tmp_path_factory) -> Callable[[int], list[str]]:
+    """Returns the weights of a run on so many ranks that nobody killed."""
+
+    @functools.cache
+    def unkilled(nproc: int) -> list[str]:
+        out = tmp_path_factory.mktemp("unkilled") / "run"
+        assert train(cache, out, nproc=nproc) == 0
+        return fingerprints(out)
+
+    return unkilled
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -79,7 +114,7 @@ def test_three_signals_at_random_moments_of_one_run(cache, unkilled, tmp_path, s
     ends = [train(cache, tmp_path / "run", m, rng.randint(1, MOMENTS[m])) for m in moments]
     assert ends.count(-signal.SIGKILL) >= 2
     assert train(cache, tmp_path / "run") == 0
-    assert fingerprints(tmp_path / "run") == unkilled
+    assert fingerprints(tmp_path / "run") == unkilled(1)
 
 
 def test_sigterm_saves_exits_75_and_goes_on(cache, unkilled, tmp_path):
@@ -88,10 +123,81 @@ def test_sigterm_saves_exits_75_and_goes_on(cache, unkilled, tmp_path):
         assert train(cache, out, moment, nth, by="SIGTERM") == 75
         stated = json.loads((out / "run.json").read_text())
         assert (stated["status"], stated["exit_code"]) == ("interrupted", 75)
-        newest = max(out.glob("checkpoints/*.json"), key=lambda path: path.stat().st_mtime_ns)
-        assert json.loads(newest.read_text())["step"] == stated["step"]
+        assert newest_step(out) == stated["step"]
     assert train(cache, out) == 0
-    assert fingerprints(out) == unkilled
+    assert fingerprints(out) == unkilled(1)
+
+
+# Three ranks
+
+
+def killed_on_three_ranks(cache: Path, out: Path, rng: random.Random) -> tuple[str, int]:
+    """Kills one rank, or all and the launcher, at a random moment of a run on three ranks.
+
+    Returns:
+        the moment, and the exit code.
+    """
+    moment = rng.choice(sorted(MOMENTS))
+    ranks = range(3) if moment in ("step", "evaluation") else range(1)  # only rank 0 writes
+    who = str(rng.choice(ranks)) + rng.choice(["", "-all"])
+    return moment, train(cache, out, moment, rng.randint(1, 6), who=who, nproc=3)
+
+
+def test_a_rank_killed_and_then_all_of_them(cache, unkilled, tmp_path):
+    out = tmp_path / "run"
+    assert train(cache, out, "step", 4, who="1", nproc=3) == 70
+    assert train(cache, out, "evaluation", 2, who="2-all", nproc=3) == -signal.SIGKILL
+    assert train(cache, out, nproc=3) == 0
+    assert fingerprints(out) == unkilled(3)
+
+
+def test_sigterm_to_one_rank_and_to_the_launcher_saves_at_one_step(cache, unkilled, tmp_path):
+    out = tmp_path / "run"
+    assert train(cache, out, "step", 3, "SIGTERM", who="2", nproc=3) == 75
+    first = newest_step(out)
+    assert first == json.loads((out / "run.json").read_text())["step"]
+    assert train(cache, out, "evaluation", 2, "SIGTERM", who="1-all", nproc=3) == 75
+    assert newest_step(out) > first
+    assert train(cache, out, nproc=3) == 0
+    assert fingerprints(out) == unkilled(3)
+
+
+@pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.parametrize("places", [None, (0, 1)], ids=["c10d", "fixed places"])
+def test_a_machine_is_lost_and_comes_back(cache, unkilled, tmp_path, machines, places):
+    """Two machines without a common disk. The second one's power is cut, and it is started anew."""
+    first, _ = machines
+    meeting = ("--nodes", "2", "--rdzv-endpoint", first.address, "--max-restarts", "2")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": environment(cache)}
+
+    def start(number: int, *strike: str | int) -> subprocess.Popen[str]:
+        place = () if places is None else ("--node-rank", str(places[number]))
+        own = command(cache, tmp_path / f"disk-{number}" / "run", *strike)
+        return machines[number].popen(*own, *meeting, *place, **pipes)
+
+    with start(0) as one, start(1, "step", 8, "SIGKILL", "1-all") as other:
+        said, _ = other.communicate(timeout=120)
+        assert other.returncode == -signal.SIGKILL, said
+        with start(1) as again:
+            said, _ = one.communicate(timeout=200)
+            assert one.returncode == 0, said
+            assert again.wait(timeout=60) == 0
+    assert "resuming at step 6" in said
+    assert fingerprints(tmp_path / "disk-0" / "run") == unkilled(2)
+    assert not (tmp_path / "disk-1").exists()
+
+
+@pytest.mark.slow
+def test_ten_runs_of_three_ranks_killed_at_random(cache, unkilled, tmp_path):
+    rng = random.Random(3)
+    for run in range(10):
+        out = tmp_path / f"run-{run}"
+        ends = [killed_on_three_ranks(cache, out, rng) for _ in range(2)]
+        assert any(code in (70, -signal.SIGKILL) for _, code in ends), ends
+        assert train(cache, out, nproc=3) == 0
+        assert fingerprints(out) == unkilled(3), ends
+        print(f"run {run + 1} of 10: {ends}: bit-equal")
 
 
 @pytest.mark.slow

@@ -539,8 +539,10 @@ def test_a_bad_override_passes_the_same_validation(tmp_path, key, value, said):
 CIRCUMSTANCE = {
     "name": "other",
     "data": "elsewhere",
+    "device": "cuda",
     "precision": "bf16",
     "compile": True,
+    "deterministic": True,
     "threads": 2,
     "target_accuracy": 90.0,
     "checkpoint.every": "5 min",
@@ -562,6 +564,7 @@ DECISIVE = {
     "optimizer.weight_decay": 1e-4,
     "optimizer.norm_weight_decay": 1e-4,
     "loss": "bce",
+    "sync_bn": True,
     "clip_grad_norm": 1.0,
     "ema": None,
     "ema.half_life": 200,
@@ -715,7 +718,7 @@ def written_recipes(draw):
             ema=st.none() | mapping(half_life=st.floats(1, 1e6)),
             eval=mapping(resolution=st.none() | st.integers(1, 300), every=st.integers(1, 9)),
             checkpoint=mapping(every=st.sampled_from(["1ep", "500 steps", "10 min"])),
-            compile=st.sampled_from([True, False, "auto"]),
+            compile=st.sampled_from([True, False, "auto", "max-autotune"]),
         )
     )
     return {**rest, "epochs": epochs, "phases": phases}

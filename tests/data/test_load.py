@@ -290,13 +290,13 @@ def test_an_error_in_the_loop_closes_too(dataset):
 def test_each_validation_image_comes_once_in_order(dataset, batch_size):
     spec = Eval(batch_size=batch_size)
     with EvalLoader(dataset.val, spec, 16, workers=2) as batches:
-        images, labels = zip(*batches, strict=True)
+        images, labels = zip(*((b.images, b.labels) for b in batches), strict=True)
     sizes = [len(batch) for batch in images]
     assert sum(sizes) == VAL
     assert sizes[:-1] == [batch_size] * (len(sizes) - 1)
     assert np.array_equal(torch.cat(labels).numpy(), dataset.val.labels)
     with EvalLoader(dataset.val, Eval(batch_size=VAL), 16, workers=1) as at_once:
-        assert torch.equal(torch.cat(images), next(at_once)[0])
+        assert torch.equal(torch.cat(images), next(at_once).images)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,8 @@ def test_evaluation_images_are_torchvisions(dataset, resolution, crop_ratio, int
         ]
     )
     with EvalLoader(dataset.val, spec, resolution, workers=2) as batches:
-        ((images, _),) = batches
+        (batch,) = batches
+    images = batch.images
     assert images.is_contiguous(memory_format=torch.channels_last)
     for row in range(VAL):
         assert torch.equal(images[row], oracle(pixels(dataset.val, row)))

@@ -14,10 +14,12 @@ from pitstop.data.digits import digits_source
 from pitstop.data.pack import pack
 from pitstop.data.packed import PackedDataset
 from pitstop.engine import train as engine
+from pitstop.engine.outcome import Outcome
 from pitstop.engine.resume import Wish
-from pitstop.engine.train import Outcome
 from pitstop.io.run_directory import RunDirectory
+from pitstop.runtime.devices import Device
 from pitstop.runtime.preemption import Preemption
+from pitstop.runtime.ranks import Ranks
 
 TINY = {
     "name": "tiny",
@@ -57,7 +59,7 @@ def one_thread():
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> PackedDataset:
     source = digits_source()
-    some = replace(source, train=source.train[::24], val=source.val[::17])
+    some = replace(source, train=source.train[::24], val=source.val[::17][:21])
     place = tmp_path_factory.mktemp("data") / "digits"
     pack(some, place, workers=1)
     return PackedDataset.open(place)
@@ -119,6 +121,8 @@ class Trainer:
                 Wish(recipe or self.recipe, **wish),  # pyright: ignore[reportArgumentType]
                 self.data,
                 RunDirectory(out),
+                device=Device.choose("fp32", compile=False),
+                ranks=Ranks(),
                 workers=2,
                 preemption=stops,
                 console=console,
@@ -134,7 +138,7 @@ def trainer(
     digits: PackedDataset, tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> Trainer:
     """Trains the tiny recipe on the tiny digits, without the child process that draws."""
-    monkeypatch.setattr("pitstop.engine.train.Plotter", NoPlotter)
+    monkeypatch.setattr("pitstop.engine.journal.Plotter", NoPlotter)
     return Trainer(digits, tiny(), monkeypatch)
 
 

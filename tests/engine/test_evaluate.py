@@ -19,8 +19,10 @@ from pitstop.data.pack import pack
 from pitstop.data.packed import PackedDataset, PackedSplit
 from pitstop.data.source import folder_source
 from pitstop.engine.evaluate import Evaluation, evaluate, predict
+from pitstop.engine.step import Normalizer
 from pitstop.nn.freezing import freeze
 from pitstop.runtime.devices import Device
+from pitstop.runtime.ranks import Ranks
 
 IMAGES, CLASSES = 23, 7
 FP32 = Device.choose("fp32", compile=False)
@@ -60,7 +62,7 @@ def recipe(**protocol: Any) -> Recipe:
 
 
 def evaluated(model: nn.Module, split: PackedSplit, **protocol: Any) -> Evaluation:
-    result = evaluate(model, split, recipe(**protocol), FP32, weights="raw", workers=2)
+    result = evaluate(model, split, recipe(**protocol), FP32, Ranks(), weights="raw", workers=2)
     assert result is not None
     return result
 
@@ -132,11 +134,13 @@ def test_the_flip_average_is_the_mean_of_the_logits(model):
     images = torch.randint(0, 256, (4, 3, 24, 24), dtype=torch.uint8)
     model.eval()
     plain, average = recipe(), recipe(flip_average=True)
+    normalize = Normalizer(plain, FP32.torch_device)
     with torch.no_grad():
-        one = predict(model, images, plain, FP32)
-        other = predict(model, images.flip(3), plain, FP32)
+        one = predict(model, images, normalize, plain, FP32)
+        other = predict(model, images.flip(3), normalize, plain, FP32)
         assert not torch.allclose(one, other, atol=1e-3)
-        torch.testing.assert_close(predict(model, images, average, FP32), (one + other) / 2)
+        both = predict(model, images, normalize, average, FP32)
+    torch.testing.assert_close(both, (one + other) / 2)
 
 
 def test_logits_are_in_float32_under_bf16(model):
@@ -144,7 +148,9 @@ def test_logits_are_in_float32_under_bf16(model):
     bf16 = Device.choose("bf16", compile=False)
     with torch.no_grad():
         for protocol in (recipe(), recipe(flip_average=True)):
-            assert predict(model.eval(), images, protocol, bf16).dtype == torch.float32
+            normalize = Normalizer(protocol, bf16.torch_device)
+            logits = predict(model.eval(), images, normalize, protocol, bf16)
+            assert logits.dtype == torch.float32
 
 
 # The model stays as it was
@@ -192,7 +198,7 @@ def test_it_can_be_interrupted(model, split, after):
 
     protocol = recipe(batch_size=4)
     result = evaluate(
-        model, split, protocol, FP32, weights="raw", workers=2, should_stop=should_stop
+        model, split, protocol, FP32, Ranks(), weights="raw", workers=2, should_stop=should_stop
     )
     assert result is None
     assert len(polls) == after + 1
@@ -201,7 +207,7 @@ def test_it_can_be_interrupted(model, split, after):
 
 def test_the_protocol_says_how_it_was_obtained(model, split):
     stated = {"resolution": 32, "crop_ratio": 0.9, "interpolation": "bicubic", "flip_average": True}
-    result = evaluate(model, split, recipe(**stated), FP32, weights="ema", workers=1)
+    result = evaluate(model, split, recipe(**stated), FP32, Ranks(), weights="ema", workers=1)
     assert result is not None
     assert result.protocol == {
         **stated,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pitstop.engine.train import FINISHED, INTERRUPTED, TARGET_MET
+from pitstop.engine.outcome import FINISHED, INTERRUPTED, TARGET_MET
 from pitstop.io.records import read_events
 from pitstop.io.run_directory import RunDirectory
 

@@ -200,3 +200,75 @@ def test_a_state_goes_on_in_a_new_optimizer(kind):
         set_lr_and_momentum(its, 0.02, 0.7)
         step(net, its, 1)
     assert all(map(torch.equal, model.parameters(), twin.parameters()))
+
+
+# Fused kernels, which a CPU has too
+
+SPECS = {kind: stated for kind, (stated, _) in KINDS.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_sgd_and_adamw_are_fused_and_only_when_asked(kind):
+    spec = optimizer_spec(**SPECS[kind])
+    asked = build(spec, small_net(), fused=True)
+    assert bool(asked.defaults.get("fused")) == (kind in ("sgd", "nesterov", "adamw"))
+    assert build(spec, small_net()).defaults.get("fused") is None
+
+
+@pytest.mark.parametrize("kind", ["sgd", "nesterov", "adamw"])
+def test_fused_steps_are_those_of_the_others_but_for_rounding(kind):
+    spec = optimizer_spec(**SPECS[kind], weight_decay=0.1)
+    model = small_net()
+    twin = copy.deepcopy(model)
+    for net, optimizer in ((model, build(spec, model)), (twin, build(spec, twin, fused=True))):
+        for seed in range(3):
+            set_lr_and_momentum(optimizer, 0.05, 0.8)
+            step(net, optimizer, seed)
+    for parameter, other in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(parameter, other)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_layers_thaw_under_a_fused_optimizer(kind):
+    model = small_net()
+    optimizer = build(optimizer_spec(**SPECS[kind]), model, fused=True)
+    set_lr_and_momentum(optimizer, 0.05, 0.8)
+    model[0].requires_grad_(False)
+    step(model, optimizer, 0)
+    model.requires_grad_(True)
+    before = model[0].weight.clone()
+    step(model, optimizer, 1)
+    gradient = model[0].weight.grad
+    if kind == "sgd":  # the first step of momentum is the gradient
+        torch.testing.assert_close(model[0].weight, before - 0.05 * gradient)
+    assert not torch.equal(model[0].weight, before)
+
+
+def test_a_first_step_that_a_scaler_skips_leaves_no_momentum():
+    model = small_net()
+    optimizer = build(optimizer_spec(name="sgd"), model, fused=True)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(model(torch.ones(1, 6)).sum()).backward()
+    model[0].weight.grad[0, 0] = torch.inf
+    scaler.step(optimizer)
+    for parameter in model.parameters():
+        assert not optimizer.state[parameter]["momentum_buffer"].any()
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_state_of_another_device_does_not_bring_its_kernels(kind, fused):
+    """It is what was computed that is saved, not how."""
+    spec = optimizer_spec(**SPECS[kind])
+    model = small_net()
+    saved = build(spec, model, fused=not fused)
+    set_lr_and_momentum(saved, 0.05, 0.8)
+    step(model, saved, 0)
+    optimizer = build(spec, model, fused=fused)
+    own = optimizer.param_groups[0]["fused"]
+    optimizer.load_state_dict(saved.state_dict())
+    assert {group["fused"] for group in optimizer.param_groups} == {own}
+    set_lr_and_momentum(optimizer, 0.05, 0.8)
+    step(model, optimizer, 1)
+    set_lr_and_momentum(saved, 0.05, 0.8)
+    assert saved.param_groups[0]["fused"] != own

@@ -23,7 +23,15 @@ from pitstop.core.recipe import Checkpoint, parse_recipe
 from pitstop.core.timeline import Timeline
 from pitstop.io.run_directory import RunDirectory
 from pitstop.runtime import checkpoint as module
-from pitstop.runtime.checkpoint import Checkpointer, Manifest, SaveSchedule, copy_checkpoint
+from pitstop.runtime.checkpoint import (
+    Checkpointer,
+    Manifest,
+    Restored,
+    SaveSchedule,
+    copy_checkpoint,
+    is_among_best,
+    parse,
+)
 
 METADATA = {"name": "tiny", "classes": ["cat", "dog"]}
 
@@ -92,8 +100,13 @@ def assert_same(one: Any, other: Any) -> None:
         assert one == other
 
 
+def restore(checkpointer: Checkpointer, say: Callable[[str], None]) -> Restored | None:
+    manifest = checkpointer.newest(say)
+    return None if manifest is None else (manifest, parse(checkpointer.read(manifest)))
+
+
 def restored(checkpointer: Checkpointer) -> dict[str, Any]:
-    found = checkpointer.restore(lambda line: pytest.fail(f"said: {line}"))
+    found = restore(checkpointer, lambda line: pytest.fail(f"said: {line}"))
     assert found is not None
     assert found[0].step == found[1]["step"]
     return found[1]
@@ -131,8 +144,8 @@ def trained_state() -> dict[str, Any]:
 
 
 def test_there_is_nothing_to_restore_in_the_beginning(checkpointer, tmp_path, open_checkpointer):
-    assert checkpointer.restore(pytest.fail) is None
-    assert open_checkpointer(RunDirectory(tmp_path / "not there")).restore(pytest.fail) is None
+    assert restore(checkpointer, pytest.fail) is None
+    assert restore(open_checkpointer(RunDirectory(tmp_path / "not there")), pytest.fail) is None
 
 
 def test_what_is_saved_comes_back(checkpointer, run, open_checkpointer):
@@ -290,7 +303,7 @@ def damaged(checkpointer, run) -> Callable[[str], str]:
 @pytest.mark.parametrize("how", DAMAGE)
 def test_from_a_damaged_newest_it_goes_back_to_the_one_before(damaged, how, run, open_checkpointer):
     name = damaged(how)
-    found = open_checkpointer(run).restore(lambda _: None)
+    found = restore(open_checkpointer(run), lambda _: None)
     assert found is not None
     assert_same(found[1], filled(1))
     assert not [file for file in files(run) if file.startswith(Path(name).stem)]
@@ -301,7 +314,7 @@ def test_from_a_damaged_newest_it_goes_back_to_the_one_before(damaged, how, run,
 def test_it_says_that_it_goes_back(damaged, how, run, open_checkpointer):
     name = damaged(how)
     said: list[str] = []
-    open_checkpointer(run).restore(said.append)
+    restore(open_checkpointer(run), said.append)
     assert len(said) == 1
     assert Path(name).stem in said[0]
     assert "damaged" in said[0]
@@ -320,7 +333,7 @@ def test_when_all_are_damaged_there_is_none(damaged, checkpointer, run):
     for path in run.checkpoints.glob("*.pt"):
         flip_a_bit(path)
     said: list[str] = []
-    assert checkpointer.restore(said.append) is None
+    assert restore(checkpointer, said.append) is None
     assert len(said) == 2
     assert files(run) == []
 
@@ -547,21 +560,29 @@ def test_due_by_minutes_is_since_the_last_save(monkeypatch):
     saves = schedule("10 min")
     assert due(saves) == [20]
     clock.now += 599
-    assert not saves.due(3)
+    assert not saves.overdue()
     clock.now += 1
-    assert saves.due(3)
+    assert saves.overdue()
     saves.saved()
-    assert not saves.due(4)
+    assert not saves.overdue()
     clock.now += 600
-    assert saves.due(4)
+    assert saves.overdue()
+
+
+def test_only_a_policy_of_minutes_looks_at_the_clock(monkeypatch):
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    others = [schedule("1ep"), schedule("6 steps")]
+    clock.now += 10**6
+    assert not any(saves.overdue() for saves in others)
 
 
 def test_an_evaluation_is_among_the_best_when_fewer_are_as_good():
-    saves = schedule("1ep", keep_best=2)
-    assert saves.is_among_best(50.0, [])
-    assert saves.is_among_best(50.0, [60.0, 40.0])
-    assert not saves.is_among_best(50.0, [60.0, 50.0])
-    assert not schedule("1ep", keep_best=0).is_among_best(50.0, [])
+    two = Checkpoint(keep_best=2)
+    assert is_among_best(50.0, [], two)
+    assert is_among_best(50.0, [60.0, 40.0], two)
+    assert not is_among_best(50.0, [60.0, 50.0], two)
+    assert not is_among_best(50.0, [], Checkpoint(keep_best=0))
 
 
 # Beginning from another run
@@ -657,8 +678,8 @@ for line in sys.stdin:  # each line is a run; a child of its own saves in it unt
         os.wait()
         continue
     checkpointer = Checkpointer(RunDirectory(Path(line.strip())), Checkpoint())
-    restored = checkpointer.restore(lambda line: None)
-    step = restored[0].step if restored else 0
+    newest = checkpointer.newest(lambda line: None)
+    step = newest.step if newest else 0
     while True:
         step += 1
         tensors = {"weight": torch.full((300_000,), float(step))}

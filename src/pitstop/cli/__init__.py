@@ -10,10 +10,10 @@ import traceback
 import typer
 
 from pitstop import __version__
-from pitstop.cli import evaluate, plan, recipes, train
-from pitstop.core.errors import InputError
-
-BAD_INPUT, INTERNAL, KILLED = 2, 70, 130
+from pitstop.cli import devices, evaluate, plan, recipes, train
+from pitstop.core.errors import InputError, RankFailedError
+from pitstop.core.exit_codes import BAD_INPUT, INTERNAL, KILLED
+from pitstop.runtime.place import Place, end_process
 
 app = typer.Typer(
     name="pitstop",
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("plan")(plan.plan)
 app.command("eval")(evaluate.evaluate)
+app.command("devices")(devices.devices)
 app.add_typer(recipes.app, name="recipes")
 
 
@@ -44,26 +45,37 @@ def root(
 
 def main() -> None:
     """Runs the command line; the only place where exceptions become exit codes."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if Place.find() is not None:
+        end_process(code)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
     """Runs a command and returns its exit code."""
+    rank = (Place.find() or Place()).rank
     if sys.platform == "win32":
         typer.echo("pitstop does not run on Windows: use WSL", err=True)
         return BAD_INPUT
     try:
-        return app(arguments or ["--help"], standalone_mode=False) or 0
+        return app(arguments or ["--help"], standalone_mode=False, obj=arguments) or 0
     except InputError as error:
-        typer.echo(f"pitstop: {error}", err=True)
+        if rank == 0:  # it says those of the others too
+            typer.echo(f"pitstop: {error}", err=True)
         return BAD_INPUT
+    except RankFailedError as error:
+        if error.shown:
+            typer.echo(f"pitstop: {error}", err=True)
+        return error.exit_code
     except KeyboardInterrupt:
-        typer.echo("pitstop: interrupted", err=True)
+        if rank == 0:
+            typer.echo("pitstop: interrupted", err=True)
         return KILLED
     except Exception as error:
         if hasattr(error, "format_message"):  # of typer, which may bring its own click
             typer.echo(f"pitstop: {error.format_message()}", err=True)  # pyright: ignore[reportAttributeAccessIssue]
             return BAD_INPUT
         traceback.print_exc()
-        typer.echo("pitstop: internal error: please report the lines above", err=True)
+        which = f" of rank {rank}" if rank > 0 else ""
+        typer.echo(f"pitstop: internal error{which}: please report the lines above", err=True)
     return INTERNAL

@@ -23,8 +23,9 @@ def evaluate(
         bool | None, typer.Option("--flip-average/--no-flip-average", help="Average with a mirror")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="auto, fp32 or bf16 (default: as it was trained)")
+        str | None, typer.Option(help="auto, fp32, bf16 or fp16 (default: as it was trained)")
     ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     workers: Workers = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
 ) -> None:
@@ -39,6 +40,7 @@ def evaluate(
         which="last" if last else "best",
         protocol=protocol,
         precision=precision,
+        device=device,
         workers=workers,
     )
     if as_json:

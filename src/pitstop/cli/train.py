@@ -11,6 +11,7 @@ from pitstop.core.errors import InputError
 
 
 def train(
+    context: typer.Context,
     recipe: Annotated[
         str, typer.Argument(help="A recipe's name (see `pitstop recipes`) or a YAML file")
     ] = "demo",
@@ -27,10 +28,14 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of everything random")] = None,
     workers: Workers = None,
     model: Annotated[str | None, typer.Option(help="A timm model's name")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads that compute on a CPU")] = None,
     compile: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="torch.compile the model")
+    ] = None,
+    deterministic: Annotated[
+        bool | None, typer.Option("--deterministic", help="Same bits on each run, on a GPU too")
     ] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Begin from this checkpoint, or run, in a new --out")
@@ -47,6 +52,23 @@ def train(
     target_accuracy: Annotated[
         float | None, typer.Option(help="End at the evaluation that reaches this top-1 (%)")
     ] = None,
+    nproc: Annotated[
+        int | None, typer.Option(min=1, help="Ranks on this machine (default: a rank a GPU)")
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines that train together")] = 1,
+    node_rank: Annotated[
+        int | None, typer.Option(help="This machine's number; 0 is the one at --rdzv-endpoint")
+    ] = None,
+    rdzv_endpoint: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="One of the machines, where all meet")
+    ] = None,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="How often all ranks start again after one failed")
+    ] = 0,
+    rank_timeout: Annotated[
+        int,
+        typer.Option(min=1, help="A rank that does not answer for so many seconds is given up"),
+    ] = 300,
 ) -> None:
     """Train a recipe. The same command goes on with a run that was stopped."""
     from pitstop.core.recipe import load_recipe
@@ -58,7 +80,9 @@ def train(
         "seed": seed,
         "model.name": model,
         "precision": precision,
+        "device": device,
         "compile": compile,
+        "deterministic": deterministic,
         "threads": threads,
         "target_accuracy": target_accuracy,
         "data": data,
@@ -73,10 +97,30 @@ def train(
     if resume is not None and no_resume:
         raise InputError("--resume and --no-resume exclude each other")
 
+    from pitstop.cli.launching import launch_ranks
+    from pitstop.launch.local import Nodes
+
+    code = launch_ranks(
+        context.obj,
+        nproc=nproc,
+        nodes=Nodes(nodes, node_rank, rdzv_endpoint),
+        device=loaded.device,
+        max_restarts=max_restarts,
+    )
+    if code is not None:
+        raise typer.Exit(code)
+
     from pitstop.engine.resume import Wish
     from pitstop.engine.run import run_training
 
     wish = Wish(loaded, rebase=rebase, extend_epochs=extend, extend_lr=lr)
     out = out or Path("runs") / loaded.name.replace("/", "-")
-    outcome = run_training(wish, out, workers=workers, resume=resume, start_over=no_resume)
+    outcome = run_training(
+        wish,
+        out,
+        workers=workers,
+        resume=resume,
+        start_over=no_resume,
+        rank_timeout=rank_timeout,
+    )
     raise typer.Exit(outcome.exit_code)

@@ -1,8 +1,20 @@
-"""The one exception a user may meet."""
+"""Errors that end a command with one line."""
 
 
 class InputError(ValueError):
-    """Bad input from the user.
+    """The user's input is wrong.
 
-    The message is one line that names the file or key and the fix; the CLI prints it and exits 2.
+    The message names the file or key and the fix. The command line prints it and exits with 2.
     """
+
+
+class RankFailedError(RuntimeError):
+    """Another rank has failed, and this one ends for it.
+
+    The message names the rank, its machine and the cause; one of the ranks has it `shown`.
+    """
+
+    def __init__(self, message: str, exit_code: int, *, shown: bool) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.shown = shown

@@ -24,6 +24,7 @@ from pitstop.core.strict import Strict, did_you_mean
 Momentum = Annotated[Value, within(0, 1)]
 Alpha = Annotated[Value, within(0, math.inf)]
 HalfLife = Annotated[Value, within(1e-3, math.inf)]
+CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 MOST_EPOCHS = 100_000
 
@@ -243,8 +244,14 @@ class Recipe(PhaseSettings):
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: bool | Literal["auto"] = "auto"
+    sync_bn: bool = False
+    """Batch norm over the whole micro-batch of all ranks; needs GPUs."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool | Literal["auto"] | CompileMode = "auto"
+    """Whether the model is compiled, and in which of torch.compile's modes."""
+    deterministic: bool = False
+    """Same bits on each run on a GPU too; slower."""
     threads: int | None = Field(default=None, ge=1)
     """Threads that compute on a CPU; all cores by default. Small models are faster with one."""
     target_accuracy: float | None = Field(default=None, gt=0, le=100)
@@ -274,11 +281,12 @@ class Recipe(PhaseSettings):
     def identity(self) -> dict[str, Any]:
         """Returns what decides the result, as flat `phases.0.batch_size`-like keys to values.
 
-        Left out: circumstance (precision, compile, threads), what only observes (checkpoint),
-        when to stop early (target_accuracy), names, and the settings that each phase repeats.
+        Left out: circumstance (device, precision, compile, deterministic, threads), what only
+        observes (checkpoint), when to stop early (target_accuracy), names, and the settings that
+        each phase repeats.
         """
-        aside = {"data", "name", "checkpoint", "precision", "compile", "threads"}
-        aside |= {"target_accuracy"}
+        aside = {"data", "name", "checkpoint", "target_accuracy"}
+        aside |= {"device", "precision", "compile", "deterministic", "threads"}
         stated = self.model_dump(mode="json", exclude=aside | set(PhaseSettings.model_fields))
         for phase in stated["phases"]:
             del phase["name"]

@@ -5,7 +5,6 @@ seed, whatever the number of threads or ranks. Prefetching does not stop at the 
 the next one's images are decoded at its own resolution while this one's are trained on.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,11 +28,6 @@ CHUNK = 16
 """Images a task: small enough to spread a batch over all threads, large enough to cost nothing."""
 
 
-def default_workers() -> int:
-    """Returns as many threads as there are cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @dataclass(frozen=True)
 class Batch:
     """One rank's share of a step's global batch."""
@@ -52,6 +46,16 @@ class Batch:
 
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class EvalBatch:
+    """Images to evaluate."""
+
+    images: torch.Tensor
+    """uint8 [B, 3, R, R], channels_last."""
+    labels: torch.Tensor
+    """int64 [B]."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,7 @@ class Loader(_Threads[Batch]):
         rank, world: whose share of each global batch.
         workers: threads that decode.
         prefetch: batches that are decoded ahead.
+        pin_memory: whether the images are put where a GPU can fetch them by itself.
     """
 
     def __init__(
@@ -140,9 +145,11 @@ class Loader(_Threads[Batch]):
         world: int = 1,
         workers: int,
         prefetch: int = 4,
+        pin_memory: bool = False,
     ) -> None:
         self._split = split
         self._timeline = timeline
+        self._pin_memory = pin_memory
         self._order = Order(timeline)
         self._sides: dict[int, np.ndarray] = {}
         super().__init__((self._job(step, rank, world) for step in steps), workers, prefetch)
@@ -159,7 +166,7 @@ class Loader(_Threads[Batch]):
         rng = generator(segment.recipe.seed, Stream.CROP, step)
         boxes = crop_boxes(self._split.sizes[everyone], segment.phase.crop, rng)[share]
         flip = self._flip(segment, step, everyone)
-        images = _empty_batch(len(ids), segment.resolution)
+        images = _empty_batch(len(ids), segment.resolution, self._pin_memory)
         batch = Batch(
             step=step,
             share=share,
@@ -190,26 +197,36 @@ class Loader(_Threads[Batch]):
         return None
 
 
-class EvalLoader(_Threads[tuple[torch.Tensor, torch.Tensor]]):
-    """All images of a split once, in order: (uint8 [B, 3, R, R] channels_last, labels int64 [B]).
+class EvalLoader(_Threads[EvalBatch]):
+    """Each of the given images of a split once, in order.
 
     Args:
         split: the packed validation images.
         spec: the protocol and the batch size.
         resolution: the side of the crop in pixels.
+        rows: which images; a rank's share, or all.
         workers: threads that decode.
+        pin_memory: as in `Loader`.
     """
 
-    def __init__(self, split: PackedSplit, spec: Eval, resolution: int, *, workers: int) -> None:
+    def __init__(
+        self,
+        split: PackedSplit,
+        spec: Eval,
+        resolution: int,
+        *,
+        rows: range | None = None,
+        workers: int,
+        pin_memory: bool = False,
+    ) -> None:
         self._split = split
-        starts = range(0, len(split), spec.batch_size)
-        super().__init__((self._job(start, spec, resolution) for start in starts), workers, 4)
+        self._pin_memory = pin_memory
+        rows = range(len(split)) if rows is None else rows
+        batches = (rows[i : i + spec.batch_size] for i in range(0, len(rows), spec.batch_size))
+        super().__init__((self._job(batch, spec, resolution) for batch in batches), workers, 4)
 
-    def _job(
-        self, start: int, spec: Eval, resolution: int
-    ) -> _Job[tuple[torch.Tensor, torch.Tensor]]:
-        rows = range(start, min(start + spec.batch_size, len(self._split)))
-        images = _empty_batch(len(rows), resolution)
+    def _job(self, rows: range, spec: Eval, resolution: int) -> _Job[EvalBatch]:
+        images = _empty_batch(len(rows), resolution, self._pin_memory)
         labels = torch.from_numpy(self._split.labels[rows.start : rows.stop])
 
         def fill(i: int) -> None:
@@ -217,9 +234,9 @@ class EvalLoader(_Threads[tuple[torch.Tensor, torch.Tensor]]):
             resize_center_crop(image, resolution, spec.crop_ratio, images[i], spec.interpolation)
 
         self._split.prefetch(rows)
-        return _Job((images, labels), len(rows), fill, lambda i: self._split.name(rows[i]))
+        return _Job(EvalBatch(images, labels), len(rows), fill, lambda i: self._split.name(rows[i]))
 
 
-def _empty_batch(size: int, resolution: int) -> torch.Tensor:
+def _empty_batch(size: int, resolution: int, pin_memory: bool) -> torch.Tensor:
     shape = (size, resolution, resolution, 3)
-    return torch.empty(shape, dtype=torch.uint8).permute(0, 3, 1, 2)
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory).permute(0, 3, 1, 2)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pitstop.core.timeline import StepSettings, Timeline
-from pitstop.io.records import Records
+from pitstop.core.timeline import StepSettings
+from pitstop.runtime.ranks import Ranks
 
 FLUSH_SECONDS = 2.0
 """Reading the sums waits for the device: so often at most, but for evaluations and saves."""
@@ -15,12 +15,24 @@ FLUSH_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Reading:
-    """Training since the last reading: means and rates over its images."""
+    """Training since the last reading, on all ranks."""
 
+    first: StepSettings
+    last: StepSettings
+    images: int
     loss: float
-    top1: float
-    images_per_second: float
-    wait_share: float
+    """Summed over the images."""
+    top1: int
+    """Images that had their class first."""
+    top5: int
+    """Images that had it among the first five."""
+    seconds: float
+    wait_seconds: float
+    """Of these, waiting for data, on the rank that waited longest."""
+
+    @property
+    def mean_loss(self) -> float:
+        return self.loss / self.images
 
     @property
     def finite(self) -> bool:
@@ -28,20 +40,10 @@ class Reading:
 
 
 class Meter:
-    """Adds up what `train_step` returns and records the sums.
+    """Adds up what `train_step` returns on each rank."""
 
-    Args:
-        records: where each reading becomes a `train` event.
-        timeline: the run's.
-    """
-
-    def __init__(self, records: Records, timeline: Timeline) -> None:
-        self._records = records
-        self._timeline = timeline
-        self.images = 0
-        """Trained by this process."""
-        self.seconds = 0.0
-        """Spent on them."""
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
         self._reset()
 
     def _reset(self) -> None:
@@ -66,46 +68,24 @@ class Meter:
         return time.perf_counter() - self._since >= FLUSH_SECONDS
 
     def flush(self) -> Reading | None:
-        """Reads and records the sums since the last time, None if there was no step.
+        """Returns the sums since the last time over all ranks, None if there was no step.
 
-        Sums that are not finite are not recorded: the caller ends the run.
+        All ranks call this after the same step.
         """
         if not self._metrics:
             return None
-        loss, top1, top5 = torch.stack(self._metrics).cpu().double().sum(0).tolist()
-        first, last = self._settings[0], self._settings[-1]
-        images = sum(settings.segment.batch_size for settings in self._settings)
-        seconds = time.perf_counter() - self._since
+        sums = torch.stack(self._metrics).cpu().double().sum(0).tolist()
+        everyone = self._ranks.gather([*sums, self._waited])
+        loss, top1, top5, _ = everyone.sum(0).tolist()
         reading = Reading(
-            loss / images, 100 * top1 / images, images / seconds, self._waited / seconds
+            first=self._settings[0],
+            last=self._settings[-1],
+            images=sum(settings.segment.batch_size for settings in self._settings),
+            loss=loss,
+            top1=int(top1),
+            top5=int(top5),
+            seconds=time.perf_counter() - self._since,
+            wait_seconds=everyone[:, 3].max().item(),
         )
-        if reading.finite:
-            self._records.add(
-                "train",
-                last.step + 1,
-                first=first.step,
-                epoch=self._timeline.epoch(last.step + 1),
-                **described(last),
-                images=images,
-                loss=loss,
-                top1=int(top1),
-                top5=int(top5),
-                seconds=round(seconds, 4),
-                wait_seconds=round(self._waited, 4),
-            )
-        self.images += images
-        self.seconds += seconds
         self._reset()
         return reading
-
-
-def described(settings: StepSettings) -> dict[str, object]:
-    """Returns what events say of a step's settings."""
-    segment = settings.segment
-    return {
-        "phase": segment.phase.name,
-        "resolution": segment.resolution,
-        "batch_size": segment.batch_size,
-        "lr": settings.lr,
-        "momentum": settings.momentum,
-    }

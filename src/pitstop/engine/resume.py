@@ -4,7 +4,9 @@ Identity (the recipe's, and the dataset's digest) decides the result: a differen
 resume. Circumstance (device, precision, threads, versions) may change, and a change is announced.
 """
 
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +20,9 @@ from pitstop.core.timeline import (
     dump_amendments,
     parse_amendments,
 )
+from pitstop.io.run_directory import RunDirectory
+from pitstop.runtime.checkpoint import Checkpointer, Manifest, Restored, parse
+from pitstop.runtime.ranks import Ranks
 
 SHOWN = 5
 """Fields that a refusal lists at most."""
@@ -53,6 +58,26 @@ class Course:
             "amendments": dump_amendments(self.amendments),
             "dataset": digest,
         }
+
+
+def restore(
+    run: RunDirectory, checkpointer: Checkpointer, ranks: Ranks, say: Callable[[str], None]
+) -> tuple[str | None, Restored | None]:
+    """Returns the status in run.json and the newest whole checkpoint, each None if there is none.
+
+    Rank 0 picks them, and sends them to the others: these need no disk in common.
+    """
+    head = None
+    if ranks.main:
+        found = checkpointer.newest(say)
+        status = (run.read() or {}).get("status")
+        head = json.dumps({"status": status, "manifest": asdict(found) if found else None}).encode()
+    stated = json.loads(ranks.from_main(head))
+    if stated["manifest"] is None:
+        return stated["status"], None
+    manifest = Manifest(**stated["manifest"])
+    data = ranks.from_main(checkpointer.read(manifest) if ranks.main else None)
+    return stated["status"], (manifest, parse(data))
 
 
 def set_course(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,20 +13,23 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from pitstop.core.errors import InputError
+from pitstop.core.machine import cores, cores_a_rank
 from pitstop.core.recipe import Recipe, parse_recipe
-from pitstop.data.load import default_workers
 from pitstop.data.open import open_dataset
 from pitstop.data.pack import PackingStoppedError
 from pitstop.data.packed import PackedDataset
 from pitstop.data.resolve import DIGITS
 from pitstop.engine.evaluate import evaluate
+from pitstop.engine.outcome import INTERRUPTED, Outcome
 from pitstop.engine.resume import Wish
-from pitstop.engine.train import INTERRUPTED, Outcome, check, train
+from pitstop.engine.train import check, train
 from pitstop.io.run_directory import RunDirectory
 from pitstop.nn import models
 from pitstop.runtime.checkpoint import copy_checkpoint
 from pitstop.runtime.devices import Device
+from pitstop.runtime.place import Place
 from pitstop.runtime.preemption import Preemption
+from pitstop.runtime.ranks import DEFAULT_TIMEOUT, Ranks
 
 
 def run_training(
@@ -36,44 +39,78 @@ def run_training(
     workers: int | None = None,
     resume: Path | None = None,
     start_over: bool = False,
+    rank_timeout: float = DEFAULT_TIMEOUT,
 ) -> Outcome:
     """Trains in the run directory `out`, going on with the run that is there.
 
+    A process that torchrun or SLURM has started as one of several ranks trains with the others.
+
     Args:
         wish: the recipe, which names its data, and what to do if the run had another.
-        workers: threads that decode images; by default as many as there are cores.
+        workers: threads that decode images; by default the machine's ranks share its cores.
         resume: a checkpoint, or a run, to begin from instead; `out` must hold no run yet.
         start_over: move a run that is in the way aside.
+        rank_timeout: seconds after which a rank that does not answer is given up.
 
     Raises:
         InputError: naming the file, key or option, and the fix.
+        RankFailedError: another rank failed.
     """
     assert wish.recipe.data is not None
     wish = replace(wish, recipe=_with_absolute_data(wish.recipe))
-    console = Console(highlight=False, soft_wrap=True)
+    place = Place.find() or Place()
+    console = Console(highlight=False, soft_wrap=True, quiet=place.local_rank > 0)
     run = RunDirectory(out)
-    workers = workers or default_workers()
-    with Preemption() as preemption:
-        run.refuse_foreign()
-        try:
+    workers = workers or cores_a_rank(place.local_world)
+    with Preemption() as preemption, Ranks(place, rank_timeout) as ranks:
+        if ranks.main:
+            run.refuse_foreign()
+        data = None
+        with ranks.node_first("data"), suppress(PackingStoppedError):
             data = _open(str(wish.recipe.data), workers, console, lambda: preemption.requested)
-        except PackingStoppedError:
+        stopped = ranks.any("stopped", data is None)
+        if data is None or stopped:
             return INTERRUPTED
+        device = _device(wish.recipe, place.local_rank)
+
+        def go_on() -> Outcome:
+            return train(
+                wish,
+                data,
+                run,
+                device=device,
+                ranks=ranks,
+                workers=workers,
+                preemption=preemption,
+                console=console,
+            )
+
+        if not ranks.main:
+            return go_on()
         if start_over and run.path.exists():
-            check(wish, data)
+            check(wish, data, device, ranks)
             with run.lock():
                 aside = run.set_aside()
             console.print(f"moved the run that was there to {aside}")
         with run.lock():
             copied = resume is not None and copy_checkpoint(resume, run)
             try:
-                return train(
-                    wish, data, run, workers=workers, preemption=preemption, console=console
-                )
+                return go_on()
             except InputError:
                 if copied:
                     run.remove()
                 raise
+
+
+def _device(recipe: Recipe, local_rank: int = 0) -> Device:
+    return Device.choose(
+        recipe.precision,
+        recipe.compile,
+        recipe.threads,
+        device=recipe.device,
+        deterministic=recipe.deterministic,
+        local_rank=local_rank,
+    )
 
 
 def run_evaluation(
@@ -83,6 +120,7 @@ def run_evaluation(
     which: str = "best",
     protocol: dict[str, Any] | None = None,
     precision: str | None = None,
+    device: str = "auto",
     workers: int | None = None,
 ) -> dict[str, Any]:
     """Evaluates weights on a dataset's validation images.
@@ -93,6 +131,7 @@ def run_evaluation(
         which: of a run, the `best` or the `last` weights.
         protocol: overrides of the recipe's `eval`.
         precision: None for that of the training.
+        device: as in a recipe.
 
     Returns:
         loss, top1, top5 (percent) and the protocol.
@@ -110,25 +149,33 @@ def run_evaluation(
             raise InputError(f"{run.path}: has no {which} weights: none have been saved yet")
     if data is None:
         raise InputError("--data: say what to evaluate on; a weights file does not name it")
-    model, recipe, classes = load_model(weights, protocol or {}, precision)
+    circumstance = {"device": device, "compile": False}
+    circumstance |= {} if precision is None else {"precision": precision}
+    model, recipe, classes = load_model(weights, protocol or {}, circumstance)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    workers = workers or default_workers()
+    workers = workers or cores()
     opened = _open(data, workers, console)
     if list(opened.classes) != classes:
         raise InputError(
             f"{data}: its {len(opened.classes)} classes are not the {len(classes)} that {weights} "
             "was trained on"
         )
-    device = Device.choose(recipe.precision, compile=False)
+    chosen = _device(recipe)
     result = evaluate(
-        device.place(model), opened.val, recipe, device, weights=weights.name, workers=workers
+        chosen.place(model),
+        opened.val,
+        recipe,
+        chosen,
+        Ranks(),
+        weights=weights.name,
+        workers=workers,
     )
     assert result is not None
     return asdict(result)
 
 
 def load_model(
-    path: Path, protocol: dict[str, Any], precision: str | None
+    path: Path, protocol: dict[str, Any], circumstance: dict[str, Any]
 ) -> tuple[nn.Module, Recipe, list[str]]:
     """Builds the model of a safetensors file that pitstop wrote, from what its header says.
 
@@ -144,8 +191,7 @@ def load_model(
         raise InputError(f"{path}: {why}: name a .safetensors file of a pitstop run") from None
     classes = metadata.pop("classes")
     metadata["eval"] |= protocol
-    metadata["precision"] = precision or metadata["precision"]
-    recipe = parse_recipe({**metadata, "epochs": 1}, str(path))
+    recipe = parse_recipe({**metadata, **circumstance, "epochs": 1}, str(path))
     model = models.build(recipe.model, len(classes), seed=0)
     model.load_state_dict(tensors)
     models.check_resolutions(model, recipe.model.name, [recipe.eval_resolution()])

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 
+from pitstop.core.errors import InputError
 from pitstop.core.recipe import Recipe
 from pitstop.nn import ema, models, optimizers
 from pitstop.runtime.devices import Device
@@ -13,19 +15,32 @@ from pitstop.runtime.devices import Device
 
 @dataclass
 class TrainState:
-    """Model, average, optimizer, and the number of steps done."""
+    """Model, average, optimizer, loss scale, and the number of steps done."""
 
     model: nn.Module
     ema: nn.Module | None
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
     step: int
 
     @classmethod
-    def initial(cls, recipe: Recipe, num_classes: int, device: Device) -> "TrainState":
-        """Returns the state before the first step; it follows from the recipe alone."""
-        model = device.place(models.build(recipe.model, num_classes, recipe.seed))
+    def initial(
+        cls, recipe: Recipe, num_classes: int, device: Device, world: int = 1
+    ) -> "TrainState":
+        """Returns the state before the first step; it follows from the recipe alone.
+
+        Raises:
+            InputError: `sync_bn` is asked for where torch cannot do it.
+        """
+        model = models.build(recipe.model, num_classes, recipe.seed)
+        if recipe.sync_bn and world > 1:
+            if device.torch_device.type != "cuda":
+                raise InputError("sync_bn: torch has it for GPUs only: set it to false")
+            model = convert_sync_batchnorm(model)
+        model = device.place(model)
         average = ema.shadow(model) if recipe.ema else None
-        return cls(model, average, optimizers.build(recipe.optimizer, model), 0)
+        optimizer = optimizers.build(recipe.optimizer, model, fused=device.fused)
+        return cls(model, average, optimizer, device.grad_scaler(), 0)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state as nested tensors and plain data, sharing the tensors' memory."""
@@ -34,15 +49,18 @@ class TrainState:
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
         }
 
     def load(self, saved: dict[str, Any]) -> None:
-        """Takes over what `state_dict` returned."""
+        """Takes over what `state_dict` returned, in this precision or another."""
         self.step = saved["step"]
         self.model.load_state_dict(saved["model"])
         if self.ema:
             self.ema.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
+        if self.scaler.is_enabled() and saved.get("scaler"):
+            self.scaler.load_state_dict(saved["scaler"])
 
     def evaluated_model(self) -> nn.Module:
         """Returns the model that counts: the average where there is one."""

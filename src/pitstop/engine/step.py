@@ -1,94 +1,150 @@
 """One step of training."""
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import nn
 
+from pitstop.core.errors import InputError
+from pitstop.core.order import rank_slice
 from pitstop.core.recipe import Recipe
 from pitstop.core.rng import Stream, seed_for
-from pitstop.core.timeline import Segment, StepSettings
+from pitstop.core.timeline import Segment, StepSettings, Timeline
 from pitstop.data.load import Batch
 from pitstop.engine.state import TrainState
 from pitstop.nn import ema, losses, mixing
 from pitstop.nn.freezing import freeze
 from pitstop.nn.optimizers import set_lr_and_momentum
 from pitstop.runtime.devices import Device
+from pitstop.runtime.ranks import Ranks
 
 
 class Stage:
-    """A segment made ready to run: its layers frozen, the model compiled for its shapes."""
+    """A segment made ready to run: layers frozen, gradients shared by the ranks, compiled."""
 
     def __init__(
-        self, segment: Segment, state: TrainState, device: Device, num_classes: int
+        self, segment: Segment, state: TrainState, device: Device, ranks: Ranks, num_classes: int
     ) -> None:
         self.segment = segment
         self.device = device
+        self.ranks = ranks
         self.num_classes = num_classes
-        self.model = state.model
-        freeze(self.model, segment.phase.freeze)
+        self.normalize = Normalizer(segment.recipe, device.torch_device)
+        freeze(state.model, segment.phase.freeze)
+        self.model = ranks.parallel(state.model)
 
-    def compile(self) -> str | None:
-        """Compiles the model where the device asks for it, with one pass that leaves no trace.
+    def warm_up(self) -> str | None:
+        """Compiles the model where the device asks for it, and makes passes that leave no trace.
+
+        Several ranks need one even in eager mode: after its first backward pass, DDP puts the
+        gradients into other buckets, which changes the order in which they are summed. A resumed
+        run must not pass its first step in the first order.
 
         Returns:
-            What to say when it does not compile: training goes on without.
+            What to say when the model does not compile: training goes on without.
         """
-        if not self.device.compile:
-            return None
-        self.device.compile_in_place(self.model)
-        try:
-            self._throw_away_pass()
-        except Exception as error:  # whatever a compiler may raise
-            self.device.undo_compile(self.model)
-            return f"not compiled, going on in eager mode: {str(error).partition(chr(10))[0]}"
-        return None
+        problem = None
+        if self.device.compile:
+            self.device.compile_in_place(self.model)
+            try:
+                self._throw_away_passes()
+            except Exception as error:  # whatever a compiler may raise
+                self.device.undo_compile(self.model)
+                first_line = str(error).partition("\n")[0]
+                problem = f"not compiled, going on in eager mode: {first_line}"
+        if self.ranks.world > 1 and (problem or not self.device.compile):
+            self._throw_away_passes()
+        return problem
 
-    def _throw_away_pass(self) -> None:
-        """One forward and backward pass in the segment's shape; statistics and gradients go."""
+    def _throw_away_passes(self) -> None:
+        """A forward and a backward pass of each micro-batch's shape; all that they change goes."""
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        micro_batch = self.segment.batch_size // self.segment.phase.grad_accum_steps
         side = self.segment.resolution
-        images = torch.zeros(micro_batch, 3, side, side, device=self.device.torch_device)
+        share = rank_slice(self.segment.batch_size, self.ranks.rank, self.ranks.world)
+        parts = torch.empty(share.stop - share.start).tensor_split(
+            self.segment.phase.grad_accum_steps
+        )
+        *others, last = sorted({len(part) for part in parts})
         try:
-            with self.device.autocast():
-                logits = self.model(images.to(memory_format=torch.channels_last))
-            logits.float().sum().backward()
+            for size in (*others, last):
+                images = torch.zeros(size, 3, side, side, device=self.device.torch_device)
+                with self.gradients(shared=size == last):
+                    with self.device.autocast():
+                        logits = self.model(images.to(memory_format=torch.channels_last))
+                    logits.float().sum().backward()
         finally:
             self.model.zero_grad(set_to_none=True)
             for buffer, before in buffers:
                 buffer.copy_(before)
 
+    def gradients(self, *, shared: bool) -> AbstractContextManager[Any]:
+        """Returns the context of a forward and backward pass: with or without the other ranks."""
+        return nullcontext() if shared else self.ranks.without_sync(self.model)
+
+
+class Normalizer:
+    """Less the mean and over the std per channel, with both on the device."""
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        self._mean = (torch.tensor(recipe.mean)[:, None, None] * 255).to(device)
+        self._std = (torch.tensor(recipe.std)[:, None, None] * 255).to(device)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns uint8 images [B, 3, H, W] as float32."""
+        return images.float().sub_(self._mean).div_(self._std)
+
+
+def check_share(timeline: Timeline, ranks: Ranks) -> None:
+    """Raises InputError when a batch is too small to give each rank something to do."""
+    for segment in timeline.segments:
+        parts = ranks.world * segment.phase.grad_accum_steps
+        if segment.batch_size < parts:
+            raise InputError(
+                f"batch_size {segment.batch_size} of {segment.phase.name} is less than an image "
+                f"for each of {ranks.world} ranks x {segment.phase.grad_accum_steps} "
+                "grad_accum_steps: raise it, or take fewer ranks"
+            )
+
 
 def train_step(
     stage: Stage, state: TrainState, batch: Batch, settings: StepSettings
 ) -> torch.Tensor:
-    """Trains on one global batch and moves `state` one step on.
+    """Trains on this rank's share of a global batch and moves `state` one step on.
+
+    Args:
+        stage: of the step's segment.
+        state: changed in place.
+        batch: on the device.
+        settings: the step's.
 
     Returns:
-        (loss summed over the images, correct top-1, correct top-5), float32 [3], on the device:
-        nothing here waits for it.
+        (loss summed over the share's images, correct top-1, correct top-5), float32 [3], on the
+        device: nothing here waits for it.
     """
-    phase, recipe = stage.segment.phase, stage.segment.recipe
+    phase, recipe, ranks = stage.segment.phase, stage.segment.recipe, stage.ranks
     images, targets = prepare(stage, batch, settings)
     set_lr_and_momentum(state.optimizer, settings.lr, settings.momentum)
     metrics = torch.zeros(3, device=stage.device.torch_device)
-    micro_batches = zip(
-        images.tensor_split(phase.grad_accum_steps),
-        targets.tensor_split(phase.grad_accum_steps),
-        strict=True,
-    )
+    parts = phase.grad_accum_steps
+    micro_batches = zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True)
     for i, (x, y) in enumerate(micro_batches):
-        torch.manual_seed(seed_for(recipe.seed, Stream.MODEL, settings.step, i))
-        with stage.device.autocast():
-            logits = stage.model(x)
-        loss = losses.loss_sum(recipe.loss, logits, y, phase.label_smoothing)
-        (loss / phase.batch_size).backward()
+        torch.manual_seed(seed_for(recipe.seed, Stream.MODEL, settings.step, i, ranks.rank))
+        with stage.gradients(shared=i == parts - 1):
+            with stage.device.autocast():
+                logits = stage.model(x)
+            loss = losses.loss_sum(recipe.loss, logits, y, phase.label_smoothing)
+            # the ranks' gradients are averaged: so each counts by the images that it has
+            state.scaler.scale(loss * ranks.world / phase.batch_size).backward()
         metrics += torch.stack((loss.detach(), *losses.correct(logits.detach(), y)))
     if recipe.clip_grad_norm is not None:
-        nn.utils.clip_grad_norm_(stage.model.parameters(), recipe.clip_grad_norm)
-    state.optimizer.step()
+        state.scaler.unscale_(state.optimizer)
+        nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_grad_norm)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
     if state.ema is not None:
-        ema.update(state.ema, stage.model, settings.ema_decay)
+        ema.update(state.ema, state.model, settings.ema_decay)
     state.step = settings.step + 1
     return metrics
 
@@ -96,26 +152,17 @@ def train_step(
 def prepare(
     stage: Stage, batch: Batch, settings: StepSettings
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the batch on the device, flipped, normalised and mixed.
+    """Returns the batch flipped, normalised and mixed.
 
     Returns:
         images float32 [B, 3, R, R] channels_last, and targets: labels int64 [B], or probabilities
         float32 [B, C] where the batch is mixed.
     """
-    device = stage.device.torch_device
-    images, labels = batch.images.to(device), batch.labels.to(device)
+    images = batch.images
     if batch.flip is not None:
-        flip = batch.flip.to(device)[:, None, None, None]
-        images = torch.where(flip, images.flip(3), images)
-    images = normalize(images, stage.segment.recipe)
+        images = torch.where(batch.flip[:, None, None, None], images.flip(3), images)
+    images = stage.normalize(images)
     draws = mixing.draw(settings, batch.share)
     if draws is None:
-        return images, labels
-    return mixing.mix(images, labels, stage.num_classes, draws)
-
-
-def normalize(images: torch.Tensor, recipe: Recipe) -> torch.Tensor:
-    """Returns uint8 images [B, 3, H, W] as float32, less the mean and over the std per channel."""
-    mean = torch.tensor(recipe.mean, device=images.device)[:, None, None] * 255
-    std = torch.tensor(recipe.std, device=images.device)[:, None, None] * 255
-    return images.float().sub_(mean).div_(std)
+        return images, batch.labels
+    return mixing.mix(images, batch.labels, stage.num_classes, draws)

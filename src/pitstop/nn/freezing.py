@@ -15,7 +15,7 @@ def freeze(model: nn.Module, names: Sequence[str]) -> None:
     its momentum alone. A frozen module is in evaluation mode.
 
     Raises:
-        InputError: the model has no module of such a name.
+        InputError: the model has no module of such a name, or nothing is left to train.
     """
     modules = dict(model.named_modules())
     model.train().requires_grad_(True)
@@ -26,6 +26,8 @@ def freeze(model: nn.Module, names: Sequence[str]) -> None:
         modules[name].eval().requires_grad_(False)
         for parameter in modules[name].parameters():
             parameter.grad = None
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError(f"freeze: {', '.join(names)} leave nothing to train: name fewer modules")
 
 
 def _top(model: nn.Module) -> str:

@@ -5,6 +5,7 @@ manifest that matches, it does not count: a kill at any instant leaves the one b
 stands still only while the state is copied on the host; a thread does the rest.
 """
 
+import io
 import json
 import shutil
 import time
@@ -41,27 +42,35 @@ class Manifest:
 Restored = tuple[Manifest, StateDict]
 
 
+def parse(data: bytes) -> StateDict:
+    """Returns the state in a checkpoint's bytes, on the CPU."""
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+def is_among_best(top1: float, before: Iterable[float], policy: Checkpoint) -> bool:
+    """Tells whether an evaluation is one to keep, given the accuracies of those before it."""
+    return sum(other >= top1 for other in before) < policy.keep_best
+
+
 class SaveSchedule:
-    """When to save: by the policy, at the end of the run, and after an evaluation worth keeping."""
+    """When to save: by the policy, and at the end of the run."""
 
     def __init__(self, policy: Checkpoint, timeline: Timeline) -> None:
         self._amount, self._unit = amount_and_unit(policy.every)
-        self._keep_best = policy.keep_best
         self._epoch_ends = timeline.epoch_ends(self._amount) if self._unit == "ep" else frozenset()
         self._last = timeline.last
         self._saved_at = time.monotonic()
 
     def due(self, step: int) -> bool:
-        """Tells whether to save after `step` steps."""
+        """Tells whether to save after `step` steps, as far as the steps decide."""
         if step == self._last or step in self._epoch_ends:
             return True
-        if self._unit == "min":
-            return time.monotonic() - self._saved_at >= 60 * self._amount
         return self._unit == "steps" and step % self._amount == 0
 
-    def is_among_best(self, top1: float, before: Iterable[float]) -> bool:
-        """Tells whether an evaluation is one to keep, given the accuracies of those before it."""
-        return sum(other >= top1 for other in before) < self._keep_best
+    def overdue(self) -> bool:
+        """Tells whether to save by this process's clock."""
+        minutes = (time.monotonic() - self._saved_at) / 60
+        return self._unit == "min" and minutes >= self._amount
 
     def saved(self) -> None:
         """Notes the time of a save."""
@@ -88,7 +97,7 @@ class Checkpointer:
 
     # Restoring
 
-    def restore(self, say: Callable[[str], None]) -> Restored | None:
+    def newest(self, say: Callable[[str], None]) -> Manifest | None:
         """Returns the newest whole checkpoint, None where there is none.
 
         What a kill left behind is swept, and a damaged checkpoint is removed and the one before
@@ -97,11 +106,14 @@ class Checkpointer:
         self._sweep(say)
         for manifest in reversed(self.manifests()):
             if _is_whole(self._directory, manifest):
-                path = self._directory / manifest.file
-                return manifest, torch.load(path, map_location="cpu", weights_only=True)
+                return manifest
             say(f"{self._directory / manifest.file}: is damaged; going back to the one before")
             self._remove(manifest)
         return None
+
+    def read(self, manifest: Manifest) -> bytes:
+        """Returns the bytes of a checkpoint, for `parse`."""
+        return (self._directory / manifest.file).read_bytes()
 
     def manifests(self) -> list[Manifest]:
         """Returns the manifests in order of step; one that cannot be read does not count."""

@@ -1,0 +1,33 @@
+"""Where `pitstop train` becomes several processes."""
+
+import sys
+from collections.abc import Sequence
+
+from pitstop.launch.local import Nodes, launch
+from pitstop.runtime.place import Place
+
+RANK = (sys.executable, "-P", "-m", "pitstop")
+"""What runs a rank, before its arguments; -P: the working directory is no place to import from."""
+
+
+def launch_ranks(
+    arguments: Sequence[str], *, nproc: int | None, nodes: Nodes, device: str, max_restarts: int
+) -> int | None:
+    """Runs a command line once a rank and returns the exit code.
+
+    Returns None where this process is to train itself: as one of the ranks, or the only one.
+    """
+    if Place.find() is not None:
+        return None
+    nproc = nproc or _gpus(device) or 1
+    if nproc == nodes.count == 1 and max_restarts == 0:
+        return None
+    return launch([*RANK, *arguments], nproc=nproc, nodes=nodes, max_restarts=max_restarts)
+
+
+def _gpus(device: str) -> int:
+    if device == "cpu":
+        return 0
+    import torch
+
+    return torch.accelerator.device_count()

@@ -1,0 +1,286 @@
+"""What a run says, writes and keeps: the part of training that only rank 0 does."""
+
+import time
+from importlib.metadata import version
+from typing import Any
+
+from rich.console import Console
+
+from pitstop import __version__
+from pitstop.core.recipe import Recipe
+from pitstop.core.timeline import StepSettings
+from pitstop.data.packed import PackedDataset
+from pitstop.engine.evaluate import Evaluation
+from pitstop.engine.meter import Reading
+from pitstop.engine.outcome import DIVERGED, INTERRUPTED, Outcome
+from pitstop.engine.resume import Course, changed_circumstance
+from pitstop.engine.state import TrainState
+from pitstop.io.records import Event, Records
+from pitstop.io.run_directory import RunDirectory
+from pitstop.report.plotter import Plotter
+from pitstop.report.progress import Progress
+from pitstop.runtime.checkpoint import Checkpointer, is_among_best
+from pitstop.runtime.devices import Device
+from pitstop.runtime.ranks import Ranks
+
+
+class Journal:
+    """The records, run.json, checkpoints, plots and terminal of a run, as a context manager.
+
+    Args:
+        recipe: as it is asked for now: with its circumstances.
+        course: what the run follows.
+        data: what it trains on.
+        run: where it is written.
+        checkpointer: the run's.
+        device, ranks: what it runs on.
+        console: what is said goes there.
+        step: where the run begins or goes on.
+        evaluated: whether the checkpoint of that step was saved after its evaluation.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        course: Course,
+        data: PackedDataset,
+        run: RunDirectory,
+        checkpointer: Checkpointer,
+        device: Device,
+        ranks: Ranks,
+        console: Console,
+        *,
+        step: int,
+        evaluated: bool,
+    ) -> None:
+        self.recipe, self.course, self.timeline = recipe, course, course.timeline
+        self.data, self.run, self.checkpointer = data, run, checkpointer
+        self.device, self.ranks = device, ranks
+        self.records = Records(run, step, evaluated=evaluated)
+        self.progress = Progress(console, self.timeline, f"{recipe.name} in {run.path}")
+        self.plotter = Plotter(run)
+        self.reading: Reading | None = None
+        self.images, self.seconds = 0, 0.0
+
+    def __enter__(self) -> "Journal":
+        self.progress.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.progress.__exit__(*error)
+        self.records.close()
+
+    def say(self, line: str) -> None:
+        """Shows a line."""
+        self.progress.say(line)
+
+    def announce(self, step: int) -> None:
+        """Says and records how the run starts or goes on."""
+        last = self.timeline.last
+        lines = list(self.course.notes)
+        circumstance = self.device.circumstance() | {"ranks": self.ranks.world}
+        circumstance |= {name: version(name) for name in ("timm", "numpy")}
+        if step > 0:
+            lines.append(f"resuming at step {step} of {last}, epoch {self.epoch(step):.2f}")
+            before = (self.run.read() or {}).get("circumstance", {})
+            changed = changed_circumstance(before, circumstance)
+            lines += [changed] if changed else []
+        else:
+            images = f"{len(self.data.train):,} images of {len(self.data.classes)} classes"
+            lines.append(f"{self.recipe.name}: {self.timeline.epochs:.4g} epochs of {images}")
+        self.records.add("start", step, circumstance=circumstance, version=__version__)
+        for line in lines:
+            self.say(line)
+            self.records.add("note", step, text=f"-- {line}")
+        self.run.write(
+            version=__version__,
+            recipe=self.recipe.model_dump(mode="json"),
+            identity={"dataset": self.data.digest, **self.timeline.recipe.identity()},
+            circumstance=circumstance,
+            data={"packed": str(self.data.path), "source": self.recipe.data},
+        )
+        self.write_run_json("running", step)
+
+    def trained(self, reading: Reading) -> None:
+        """Records what was trained since the last time."""
+        self.reading = reading
+        self.images += reading.images
+        self.seconds += reading.seconds
+        step = reading.last.step + 1
+        utilization = self.device.utilization()
+        self.records.add(
+            "train",
+            step,
+            first=reading.first.step,
+            epoch=self.epoch(step),
+            **_described(reading.last),
+            images=reading.images,
+            loss=reading.loss,
+            top1=reading.top1,
+            top5=reading.top5,
+            seconds=round(reading.seconds, 4),
+            wait_seconds=round(reading.wait_seconds, 4),
+            **({} if utilization is None else {"utilization": utilization}),
+        )
+
+    def evaluated(self, step: int, result: Evaluation, seconds: float) -> None:
+        """Records an evaluation, shows it, and has the plots drawn."""
+        self.records.add(
+            "val",
+            step,
+            epoch=self.epoch(step),
+            **_described(self.timeline.settings_at(step - 1)),
+            loss=result.loss,
+            top1=result.top1,
+            top5=result.top5,
+            images=len(self.data.val),
+            seconds=round(seconds, 4),
+            memory_mb=self.device.memory_mb(),
+            protocol=result.protocol,
+        )
+        self.show(val_top1=result.top1)
+        self.write_run_json("running", step)
+        if (problem := self.plotter.update()) is not None:
+            self.say(problem)
+
+    def is_among_best(self, step: int, top1: float) -> bool:
+        """Tells whether an evaluation that was recorded is one whose checkpoint to keep."""
+        others = [e["top1"] for at, e in self.records.evaluations.items() if at != step]
+        return is_among_best(top1, others, self.recipe.checkpoint)
+
+    def save(self, state: TrainState) -> None:
+        """Saves a checkpoint of the state; the records are on disk before it."""
+        self.records.sync()
+        step, evaluations = state.step, self.records.evaluations
+        best = self.records.best()
+        self.checkpointer.save(
+            state.state_dict() | self.course.saved(self.data.digest),
+            epoch=self.epoch(step),
+            top1=evaluations[step]["top1"] if step in evaluations else None,
+            best=best is not None and best["step"] == step,
+            metadata=self.metadata(),
+        )
+
+    def settle(self, outcome: Outcome) -> Outcome:
+        """Waits until all is saved; a state that could not be, as it is not finite, diverged."""
+        self.checkpointer.wait()
+        return DIVERGED if self.checkpointer.rejected is not None else outcome
+
+    def close(self, outcome: Outcome, step: int) -> None:
+        """Says and records how the run ended."""
+        self.write_run_json(outcome.status, step, exit_code=outcome.exit_code)
+        for line in self.closing_lines(outcome, step):
+            self.say(line)
+            self.records.add("note", step, text=line)
+        if outcome == INTERRUPTED:
+            return  # what interrupted it may not wait for pictures
+        if (problem := self.plotter.finish()) is not None:
+            self.say(problem)
+
+    def show(self, val_top1: float | None = None) -> None:
+        """Updates the progress display."""
+        reading = self.reading
+        if reading is None:
+            return
+        step = reading.last.step + 1
+        best = self.records.best()
+        self.progress.update(
+            step=step,
+            epoch=self.epoch(step),
+            phase=reading.last.segment.phase.name,
+            loss=reading.mean_loss,
+            top1=100 * reading.top1 / reading.images,
+            lr=reading.last.lr,
+            images_per_second=reading.images / reading.seconds,
+            wait_share=reading.wait_seconds / reading.seconds,
+            memory_mb=self.device.memory_mb(),
+            val_top1=val_top1,
+            best_top1=best["top1"] if best else None,
+        )
+
+    def write_run_json(self, status: str, step: int, exit_code: int | None = None) -> None:
+        """Writes where the run stands."""
+        self.run.write(
+            status=status,
+            exit_code=exit_code,
+            step=step,
+            steps=self.timeline.last,
+            epoch=round(self.epoch(step), 4),
+            epochs=round(self.timeline.epochs, 4),
+            metrics=_metrics(self.records.last()),
+            best=_metrics(self.records.best()),
+            wall_seconds=round(self.records.wall_seconds(), 3),
+            images_per_second=round(self.images / self.seconds, 1) if self.seconds else None,
+        )
+
+    def closing_lines(self, outcome: Outcome, step: int) -> list[str]:
+        """Returns the end of the text log: how it ended, the best and the last checkpoint, time."""
+        lines = [f"{outcome.status} at step {step}, epoch {self.epoch(step):.2f}"]
+        if outcome == DIVERGED:
+            where = self.checkpointer.rejected or f"the loss before step {step}"
+            lines.append(f"not finite: {where}; the checkpoints before it stand; lower lr")
+        for which, manifest in self.checkpointer.best_and_last().items():
+            top1 = "" if manifest.top1 is None else f", top1 {manifest.top1:.2f}"
+            lines.append(f"{which}: {self.run.checkpoints / manifest.file}{top1}")
+        wall = time.strftime("%H:%M:%S", time.gmtime(self.records.wall_seconds()))
+        return [*lines, f"total wall time: {wall}"]
+
+    def epoch(self, step: int) -> float:
+        """Returns the epochs done after so many steps."""
+        return self.timeline.epoch(step)
+
+    def metadata(self) -> dict[str, Any]:
+        """Returns what it takes to use the weights, for the header of a safetensors file."""
+        recipe = self.timeline.recipe
+        kept = recipe.model_dump(mode="json", include={"name", "model", "mean", "std", "eval"})
+        kept["eval"]["resolution"] = recipe.eval_resolution()
+        precision = self.device.circumstance()["precision"]
+        return {**kept, "precision": precision, "classes": list(self.data.classes)}
+
+
+class Silence:
+    """The journal of the other ranks."""
+
+    def __enter__(self) -> "Silence":
+        return self
+
+    def __exit__(self, *error: Any) -> None: ...
+
+    def say(self, line: str) -> None: ...
+
+    def announce(self, step: int) -> None: ...
+
+    def trained(self, reading: Reading) -> None: ...
+
+    def evaluated(self, step: int, result: Evaluation, seconds: float) -> None: ...
+
+    def is_among_best(self, step: int, top1: float) -> bool:
+        return False
+
+    def show(self) -> None: ...
+
+    def save(self, state: TrainState) -> None: ...
+
+    def settle(self, outcome: Outcome) -> Outcome:
+        return outcome
+
+    def close(self, outcome: Outcome, step: int) -> None: ...
+
+
+def _described(settings: StepSettings) -> dict[str, object]:
+    """Returns what events say of a step's settings."""
+    segment = settings.segment
+    return {
+        "phase": segment.phase.name,
+        "resolution": segment.resolution,
+        "batch_size": segment.batch_size,
+        "lr": settings.lr,
+        "momentum": settings.momentum,
+    }
+
+
+def _metrics(val: Event | None) -> dict[str, Any] | None:
+    """Returns an evaluation with its protocol, as run.json has it."""
+    if val is None:
+        return None
+    return {key: val[key] for key in ("top1", "top5", "loss", "epoch", "step", "protocol")}

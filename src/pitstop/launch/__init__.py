@@ -1,0 +1,1 @@
+"""Starts ranks, and machines that run them."""

@@ -1,0 +1,158 @@
+"""What one rank does in the tests. Usage: python as_rank.py PACKED OUT
+
+Each of TASKS is run on every rank; what it returns is saved, by its name, in OUT/RANK.pt.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+from pitstop.core.recipe import Recipe, parse_recipe
+from pitstop.core.timeline import Timeline
+from pitstop.data.load import Loader
+from pitstop.data.packed import PackedDataset
+from pitstop.engine.evaluate import evaluate
+from pitstop.engine.state import TrainState
+from pitstop.engine.step import Stage, train_step
+from pitstop.runtime.devices import Device
+from pitstop.runtime.place import Place
+from pitstop.runtime.ranks import Decision, Ranks
+
+CLASSES = 10
+CPU = Device.choose("fp32", compile=False, threads=1)
+
+
+def recipe(**stated: Any) -> Recipe:
+    """A model without batch statistics, and batches that 2 and 3 ranks share unevenly."""
+    model = {"name": "test_convnext", "kwargs": {"drop_path_rate": 0.0}}
+    some = {"resolution": 32, "batch_size": 13, "grad_accum_steps": 2, "optimizer": "sgd"}
+    return parse_recipe({"epochs": 2, "lr": 0.05, "model": model, **some, **stated}, "test")
+
+
+def steps(
+    ranks: Ranks, data: PackedDataset, spec: Recipe, count: int, log: list[Any] | None = None
+) -> TrainState:
+    """Trains for some steps of a recipe's first segment; `log` gets how often gradients met."""
+    timeline = Timeline(spec, num_samples=len(data.train))
+    state = TrainState.initial(spec, CLASSES, CPU, ranks.world)
+    stage = Stage(timeline.segments[0], state, CPU, ranks, CLASSES)
+    if log is not None:
+        stage.model.register_comm_hook(log, counted)  # pyright: ignore[reportCallIssue]
+    assert stage.warm_up() is None
+    with Loader(
+        data.train, timeline, range(count), rank=ranks.rank, world=ranks.world, workers=1
+    ) as batches:
+        for step, batch in enumerate(batches):
+            if log is not None:
+                log.append("step")
+            train_step(stage, state, batch, timeline.settings_at(step))
+    return state
+
+
+def counted(
+    log: list[Any], bucket: torch.distributed.GradBucket
+) -> torch.futures.Future[torch.Tensor]:
+    log.append("bucket")
+    return allreduce_hook(torch.distributed.group.WORLD, bucket)
+
+
+def gradients(ranks: Ranks, data: PackedDataset) -> Any:
+    """The weights after a step whose learning rate is 1: the gradient of the global batch."""
+    spec = recipe(lr=1.0, lr_schedule="constant", flip="random", clip_grad_norm=0.5)
+    return steps(ranks, data, spec, 1).model.state_dict()
+
+
+def syncs(ranks: Ranks, data: PackedDataset) -> Any:
+    log: list[Any] = []
+    steps(ranks, data, recipe(grad_accum_steps=3), 3, log if ranks.world > 1 else None)
+    return log
+
+
+def statistics(ranks: Ranks, data: PackedDataset) -> Any:
+    """Batch statistics after two steps, and after rank 0's were taken over."""
+    model = {"name": "resnet18", "kwargs": {"layers": [1, 1, 0, 0], "channels": [8] * 4}}
+    state = steps(ranks, data, recipe(model=model, resolution=16), 2)
+    own = state.model.get_buffer("bn1.running_mean").clone()
+    ranks.take_main_buffers(state.model)
+    return own, state.model.get_buffer("bn1.running_mean"), state.model.get_parameter("fc.weight")
+
+
+def begins_as_main(ranks: Ranks, data: PackedDataset) -> Any:
+    """Each rank brings weights and statistics of its own."""
+    torch.manual_seed(ranks.rank)
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    nn.init.normal_(model.get_buffer("1.running_mean"))
+    ranks.parallel(model)
+    return model.state_dict()
+
+
+def evaluation(ranks: Ranks, data: PackedDataset) -> Any:
+    """Of an odd number of images; and of fewer images than ranks."""
+    spec = recipe(eval={"batch_size": 4, "crop_ratio": 1.0})
+    state = TrainState.initial(spec, CLASSES, CPU)
+    torch.manual_seed(0)
+    nn.init.normal_(state.model.get_parameter("head.fc.weight"))
+    return evaluate(state.model, data.val, spec, CPU, ranks, weights="raw", workers=1)
+
+
+def interrupted(ranks: Ranks, data: PackedDataset) -> Any:
+    """The last rank is asked to stop in its second batch."""
+    spec = recipe(eval={"batch_size": 2, "crop_ratio": 1.0})
+    state = TrainState.initial(spec, CLASSES, CPU)
+    polls: list[None] = []
+
+    def should_stop() -> bool:
+        polls.append(None)
+        return ranks.rank == ranks.world - 1 and len(polls) >= 2
+
+    result = evaluate(
+        state.model, data.val, spec, CPU, ranks, weights="raw", workers=1, should_stop=should_stop
+    )
+    return result, len(polls)
+
+
+def words(ranks: Ranks, data: PackedDataset) -> Any:
+    """What is said by one is heard by all."""
+    wishes = [Decision(stop=ranks.rank == 1), Decision(save=True), Decision(), Decision()]
+    with ranks.node_first("place"):
+        pass
+    return {
+        "agreed": [ranks.agree(wish) for wish in wishes],
+        "gathered": ranks.gather([ranks.rank, 0.5]),
+        "bytes": ranks.from_main(b"\x00state" if ranks.main else None),
+        "number": ranks.say_to_all("number", 7 if ranks.main else None),
+        "any": ranks.any("any", ranks.rank == 1),
+        "all not": ranks.any("all not", False),
+    }
+
+
+def ids(ranks: Ranks, data: PackedDataset) -> Any:
+    """Which images this rank sees, cropped and mirrored how."""
+    timeline = Timeline(recipe(), num_samples=len(data.train))
+    with Loader(
+        data.train, timeline, range(5), rank=ranks.rank, world=ranks.world, workers=1
+    ) as batches:
+        return [(batch.ids, batch.images, batch.flip) for batch in batches]
+
+
+TASKS = (
+    words,
+    gradients,
+    syncs,
+    statistics,
+    begins_as_main,
+    evaluation,
+    interrupted,
+    ids,
+)
+
+if __name__ == "__main__":
+    packed, out = sys.argv[1:]
+    place, data = Place.find() or Place(), PackedDataset.open(Path(packed))
+    with Ranks(place, timeout=60) as ranks:
+        results = {task.__name__: task(ranks, data) for task in TASKS}
+        torch.save(results, Path(out) / f"{place.rank}.pt")

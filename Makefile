@@ -8,8 +8,8 @@ READY := .venv/.ready
 demo: $(READY)            ## train the demo recipe on handwritten digits: about a minute
 	$(BIN)/pitstop train demo
 
-test: check               ## linters, types, and every test that is not slow
-	$(BIN)/python -m pytest
+test: check               ## linters, types, and every test that is not slow, on all cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-slow: $(READY)       ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow --timeout 3600

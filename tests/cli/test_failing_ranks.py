@@ -16,14 +16,14 @@ HOST = socket.gethostname()
 
 @pytest.fixture
 def train(cache: Path, tmp_path: Path, settings: tuple[str, ...]):
-    """Trains the tiny demo on three ranks with something planted: see kill.py."""
+    """Trains the tiny demo on two ranks with something planted: see kill.py."""
 
     def train(
         moment: str, nth: int, what: str, rank: int, *options: str
     ) -> subprocess.CompletedProcess[str]:
         script = Path(__file__).with_name("kill.py")
         command = ["train", "demo", *settings, "--out", tmp_path / "run", "--workers", "1"]
-        command += ["--nproc", "3", "--device", "cpu"]
+        command += ["--nproc", "2", "--device", "cpu"]
         return subprocess.run(
             [sys.executable, script, moment, str(nth), what, str(rank), *command, *options],
             env={**os.environ, "PITSTOP_CACHE": str(cache), "OMP_NUM_THREADS": "1"},
@@ -45,9 +45,9 @@ def test_a_rank_that_raises_is_named_with_its_cause(train):
 
 
 def test_an_image_that_one_rank_cannot_read_is_named(train):
-    done = train("images", 20, "RAISE", 2)
+    done = train("images", 20, "RAISE", 1)
     assert done.returncode == 70
-    assert f"pitstop: rank 2 on {HOST}: RuntimeError: image " in done.stderr
+    assert f"pitstop: rank 1 on {HOST}: RuntimeError: image " in done.stderr
     assert "cannot be read: a planted failure\n" in done.stderr
 
 
@@ -68,9 +68,9 @@ def test_when_the_first_rank_dies_it_is_named_too(train):
     ("moment", "doing"), [("images", "waiting for the images of"), ("step", "training")]
 )
 def test_a_rank_that_hangs_is_named_with_what_it_was_at(train, moment, doing):
-    done = train(moment, 3, "HANG", 2, "--rank-timeout", "5")
+    done = train(moment, 3, "HANG", 1, "--rank-timeout", "5")
     assert done.returncode == 70
-    assert f"rank 2 hangs: no answer for 5 s while it was {doing} step " in done.stderr
+    assert f"rank 1 hangs: no answer for 5 s while it was {doing} step " in done.stderr
 
 
 def test_a_mistake_is_said_once_and_exits_with_2(train):
@@ -83,9 +83,9 @@ def test_a_mistake_is_said_once_and_exits_with_2(train):
 
 
 def test_a_batch_that_is_too_small_for_the_ranks_is_refused(train):
-    done = train("never", 1, "SIGTERM", 0, "--batch-size", "2")
+    done = train("never", 1, "SIGTERM", 0, "--batch-size", "1")
     assert done.returncode == 2
-    assert "less than an image for each of 3 ranks" in done.stderr
+    assert "less than an image for each of 2 ranks" in done.stderr
 
 
 def test_failed_ranks_are_started_again_from_their_checkpoint(train, tmp_path):
@@ -97,9 +97,9 @@ def test_failed_ranks_are_started_again_from_their_checkpoint(train, tmp_path):
 
 def test_another_number_of_ranks_goes_on_and_says_so(train, tmp_path):
     assert train("step", 3, "SIGTERM", 0).returncode == 75
-    done = train("never", 1, "SIGTERM", 0, "--nproc", "2")
+    done = train("never", 1, "SIGTERM", 0, "--nproc", "1")
     assert done.returncode == 0
-    assert "circumstances changed: ranks 3 -> 2: from here not bit-exact" in done.stdout
+    assert "circumstances changed: ranks 2 -> 1: from here not bit-exact" in done.stdout
     events = read_events(tmp_path / "run" / "events.jsonl")
     trained = [event for event in events if event["kind"] == "train"]
     assert trained[0]["first"] == 0

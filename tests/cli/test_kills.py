@@ -151,13 +151,15 @@ def test_a_rank_killed_and_then_all_of_them(cache, unkilled, tmp_path):
     assert fingerprints(out) == unkilled(3)
 
 
-def test_sigterm_to_one_rank_and_to_the_launcher_saves_at_one_step(cache, unkilled, tmp_path):
+def test_sigterm_to_one_rank_the_launcher_or_all_saves_at_one_step(cache, unkilled, tmp_path):
     out = tmp_path / "run"
     assert train(cache, out, "step", 3, "SIGTERM", who="2", nproc=3) == 75
     first = newest_step(out)
     assert first == json.loads((out / "run.json").read_text())["step"]
+    assert train(cache, out, "step", 3, "SIGTERM", who="1-launcher", nproc=3) == 75
+    second = newest_step(out)
     assert train(cache, out, "evaluation", 2, "SIGTERM", who="1-all", nproc=3) == 75
-    assert newest_step(out) > first
+    assert first < second < newest_step(out)
     assert train(cache, out, nproc=3) == 0
     assert fingerprints(out) == unkilled(3)
 

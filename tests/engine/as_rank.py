@@ -1,6 +1,6 @@
-"""What one rank does in the tests. Usage: python as_rank.py PACKED OUT
+"""What one rank does in the tests. Usage: python as_rank.py PACKED OUT [TASK ...]
 
-Each of TASKS is run on every rank; what it returns is saved, by its name, in OUT/RANK.pt.
+Each task is run on every rank; what it returns is saved, by its name, in OUT/RANK.pt.
 """
 
 import sys
@@ -34,12 +34,17 @@ def recipe(**stated: Any) -> Recipe:
 
 
 def steps(
-    ranks: Ranks, data: PackedDataset, spec: Recipe, count: int, log: list[Any] | None = None
+    ranks: Ranks,
+    data: PackedDataset,
+    spec: Recipe,
+    count: int,
+    log: list[Any] | None = None,
+    device: Device = CPU,
 ) -> TrainState:
     """Trains for some steps of a recipe's first segment; `log` gets how often gradients met."""
     timeline = Timeline(spec, num_samples=len(data.train))
-    state = TrainState.initial(spec, CLASSES, CPU, ranks.world)
-    stage = Stage(timeline.segments[0], state, CPU, ranks, CLASSES)
+    state = TrainState.initial(spec, CLASSES, device, ranks.world)
+    stage = Stage(timeline.segments[0], state, device, ranks, CLASSES)
     if log is not None:
         stage.model.register_comm_hook(log, counted)  # pyright: ignore[reportCallIssue]
     assert stage.warm_up() is None
@@ -139,6 +144,15 @@ def ids(ranks: Ranks, data: PackedDataset) -> Any:
         return [(batch.ids, batch.images, batch.flip) for batch in batches]
 
 
+def compiled(ranks: Ranks, data: PackedDataset) -> Any:
+    """Whole states after two steps, in eager mode and compiled; accumulation is uneven."""
+    device = Device.choose("fp32", compile=True, threads=1)
+    model = {"name": "resnet18", "kwargs": {"layers": [1, 1, 0, 0], "channels": [8] * 4}}
+    spec = recipe(model=model, resolution=16, batch_size=14)
+    eager = steps(ranks, data, spec, 2).state_dict()
+    return eager, steps(ranks, data, spec, 2, device=device).state_dict()
+
+
 TASKS = (
     words,
     gradients,
@@ -151,8 +165,9 @@ TASKS = (
 )
 
 if __name__ == "__main__":
-    packed, out = sys.argv[1:]
+    packed, out, *names = sys.argv[1:]
     place, data = Place.find() or Place(), PackedDataset.open(Path(packed))
     with Ranks(place, timeout=60) as ranks:
-        results = {task.__name__: task(ranks, data) for task in TASKS}
+        tasks = [globals()[name] for name in names] or TASKS
+        results = {task.__name__: task(ranks, data) for task in tasks}
         torch.save(results, Path(out) / f"{place.rank}.pt")

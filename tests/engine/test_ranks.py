@@ -12,8 +12,17 @@ import numpy as np
 import pytest
 import torch
 
+from pitstop.core.recipe import parse_recipe
 from pitstop.data.packed import PackedDataset
+from pitstop.engine.state import TrainState
+from pitstop.runtime.devices import Device
 from pitstop.runtime.ranks import Decision
+
+CPU = Device.choose("fp32", compile=False)
+RECIPE = {
+    "epochs": 1,
+    "model": {"name": "resnet18", "kwargs": {"layers": [1, 1, 0, 0], "channels": [8] * 4}},
+}
 
 OnRanks = Callable[[int, str], list[Any]]
 
@@ -24,13 +33,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run(world: int, packed: Path, out: Path) -> list[dict[str, Any]]:
+def run(world: int, packed: Path, out: Path, *tasks: str) -> list[dict[str, Any]]:
     common = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     common |= {"MASTER_PORT": str(free_port()), "LOCAL_WORLD_SIZE": str(world)}
     script = Path(__file__).with_name("as_rank.py")
     processes = [
         subprocess.Popen(
-            [sys.executable, script, packed, out],
+            [sys.executable, script, packed, out, *tasks],
             env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(world)
@@ -110,3 +119,15 @@ def test_ranks_together_see_what_one_sees(on_ranks: OnRanks):
         assert np.array_equal(np.concatenate([share[0] for share in shares]), ids)
         assert torch.equal(torch.cat([share[1] for share in shares]), images)
         assert torch.equal(torch.cat([share[2] for share in shares]), flip)
+
+
+@pytest.mark.slow
+def test_compiled_and_eager_ranks_have_one_kind_of_checkpoint(digits: PackedDataset, tmp_path):
+    for results in run(2, digits.path, tmp_path, "compiled"):
+        eager, compiled = results["compiled"]
+        assert list(eager["model"]) == list(compiled["model"])
+        for key, value in eager["model"].items():
+            torch.testing.assert_close(compiled["model"][key], value, rtol=1e-3, atol=1e-5)
+        alone = TrainState.initial(parse_recipe(RECIPE, "test"), 10, CPU)
+        alone.load(compiled)
+        assert torch.equal(alone.model.state_dict()["fc.weight"], compiled["model"]["fc.weight"])

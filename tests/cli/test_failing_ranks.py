@@ -95,6 +95,13 @@ def test_failed_ranks_are_started_again_from_their_checkpoint(train, tmp_path):
     assert "resuming at step 9" in (tmp_path / "run" / "training_log.txt").read_text()
 
 
+def test_ranks_that_are_started_again_do_not_start_over(train, tmp_path):
+    done = train("step", 12, "SIGKILL", 1, "--max-restarts", "1", "--no-resume")
+    assert done.returncode == 0, done.stderr
+    assert "resuming at step 9" in (tmp_path / "run" / "training_log.txt").read_text()
+    assert [path.name for path in tmp_path.glob("run*")] == ["run"]
+
+
 def test_another_number_of_ranks_goes_on_and_says_so(train, tmp_path):
     assert train("step", 3, "SIGTERM", 0).returncode == 75
     done = train("never", 1, "SIGTERM", 0, "--nproc", "1")

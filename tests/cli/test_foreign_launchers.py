@@ -20,29 +20,51 @@ def train(settings: tuple[str, ...], tmp_path: Path) -> list[str]:
     return [*command, "--device", "cpu"]
 
 
+def slurm_step(environment: dict[str, str], *commands: list[str]) -> list[tuple[int, str, str]]:
+    """Runs a task a machine, as far as SLURM's variables say; returns code, output, errors."""
+    step = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0"}
+    step |= {"SLURM_STEP_NUM_TASKS": str(len(commands)), "SLURM_STEP_NODELIST": "localhost"}
+    step |= {"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_LOCALID": "0"}
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, *command],
+            env={**environment, **step, "SLURM_PROCID": str(number), "SLURM_NODEID": str(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number, command in enumerate(commands)
+    ]
+    said = [task.communicate(timeout=100) for task in tasks]
+    return [(task.returncode, *words) for task, words in zip(tasks, said, strict=True)]
+
+
 def stated(tmp_path: Path) -> dict[str, object]:
     return json.loads((tmp_path / "run" / "run.json").read_text())
 
 
 def test_the_tasks_of_a_slurm_step_train_together(train, environment, tmp_path):
-    """Two machines of a task each, as far as SLURM's variables say."""
-    step = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2"}
-    step |= {"SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
-    tasks = [
-        subprocess.Popen(
-            [sys.executable, *train],
-            env={**environment, **step, "SLURM_PROCID": str(task), "SLURM_LOCALID": "0"},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for task in range(2)
-    ]
-    first, second = (task.communicate(timeout=100)[0] for task in tasks)
-    assert [task.returncode for task in tasks] == [0, 0]
+    (zero, first, _), (other, second, _) = slurm_step(environment, train, train)
+    assert (zero, other) == (0, 0)
     assert "finished at step 18" in first
     assert "finished" not in second
     assert (stated(tmp_path)["status"], stated(tmp_path)["exit_code"]) == ("finished", 0)
     assert stated(tmp_path)["circumstance"]["ranks"] == 2
+
+
+def test_machines_with_different_commands_are_refused(train, environment, tmp_path):
+    mistaken = [*train, "--lr", "0.3"]
+    (zero, _, heard), (other, _, _) = slurm_step(environment, train, mistaken)
+    assert (zero, other) == (2, 2)
+    assert "rank 1 is not as rank 0: phases.0.lr" in heard
+    assert "give all machines the same command" in heard
+    assert not (tmp_path / "run").exists()
+
+
+def test_who_is_a_rank_already_starts_none(train, environment):
+    (code, _, said), _ = slurm_step(environment, [*train, "--nproc", "2"], [*train, "--nproc", "2"])
+    assert code == 2
+    assert said.startswith("pitstop: --nproc and --nodes start ranks, but torchrun or SLURM has")
 
 
 @pytest.mark.slow

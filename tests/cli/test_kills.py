@@ -1,5 +1,6 @@
 """Real processes, killed by real signals: the weights are those of a run that nobody killed."""
 
+import fcntl
 import functools
 import hashlib
 import json
@@ -160,6 +161,16 @@ def test_sigterm_to_one_rank_the_launcher_or_all_saves_at_one_step(cache, unkill
     second = newest_step(out)
     assert train(cache, out, "evaluation", 2, "SIGTERM", who="1-all", nproc=3) == 75
     assert first < second < newest_step(out)
+    assert train(cache, out, nproc=3) == 0
+    assert fingerprints(out) == unkilled(3)
+
+
+def test_ranks_save_and_end_when_their_launcher_is_killed(cache, unkilled, tmp_path):
+    out = tmp_path / "run"
+    assert train(cache, out, "step", 3, "SIGKILL", who="1-launcher", nproc=3) == -signal.SIGKILL
+    with (out / ".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as soon as rank 0 has ended
+    assert json.loads((out / "run.json").read_text())["status"] == "interrupted"
     assert train(cache, out, nproc=3) == 0
     assert fingerprints(out) == unkilled(3)
 

@@ -122,7 +122,9 @@ def interrupted(ranks: Ranks, data: PackedDataset) -> Any:
 
 def words(ranks: Ranks, data: PackedDataset) -> Any:
     """What is said by one is heard by all."""
-    wishes = [Decision(stop=ranks.rank == 1), Decision(save=True), Decision(), Decision()]
+    wishes = [Decision(stop=ranks.rank == 1)]
+    wishes += [Decision(save=True, flush=ranks.rank == 2)] * 2  # the second is what is done then
+    wishes += [Decision()] * 2
     with ranks.node_first("place"):
         pass
     return {
@@ -130,8 +132,8 @@ def words(ranks: Ranks, data: PackedDataset) -> Any:
         "gathered": ranks.gather([ranks.rank, 0.5]),
         "bytes": ranks.from_main(b"\x00state" if ranks.main else None),
         "number": ranks.say_to_all("number", 7 if ranks.main else None),
-        "any": ranks.any("any", ranks.rank == 1),
-        "all not": ranks.any("all not", False),
+        "any": ranks.any("any", lambda: ranks.rank == 1),
+        "all not": ranks.any("all not", lambda: False),
     }
 
 

@@ -105,7 +105,8 @@ def test_one_rank_that_is_asked_stops_the_evaluation_of_all(on_ranks: OnRanks):
 
 def test_what_one_says_all_hear(on_ranks: OnRanks):
     for heard in on_ranks(3, "words"):
-        assert heard["agreed"] == [Decision(), Decision(stop=True), Decision(save=True), Decision()]
+        both = Decision(save=True, flush=True)
+        assert heard["agreed"] == [Decision(), Decision(stop=True), both, Decision(), Decision()]
         assert heard["gathered"].tolist() == [[0, 0.5], [1, 0.5], [2, 0.5]]
         assert (heard["bytes"], heard["number"]) == (b"\x00state", 7)
         assert (heard["any"], heard["all not"]) == (True, False)

@@ -2,9 +2,10 @@
 
 import pytest
 
-from pitstop.runtime.place import PORTS, Place, first_host, meeting_point
+from pitstop.runtime.place import PORTS, Place, first_host, is_restarted, meeting_point
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+TORCHRUN |= {"GROUP_RANK": "1"}
 SLURM = {
     "SLURM_JOB_ID": "4711",
     "SLURM_STEP_ID": "0",
@@ -13,14 +14,14 @@ SLURM = {
     "SLURM_STEP_NODELIST": "gpu[003,007]",
     "SLURM_PROCID": "5",
     "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
 }
 
 
 @pytest.mark.parametrize("environment", [TORCHRUN, SLURM, {**SLURM, **TORCHRUN}])
 def test_a_rank_finds_its_place(environment):
     place = Place.find(environment)
-    assert place == Place(rank=5, world=8, local_rank=1, local_world=4)
-    assert place.node == 4
+    assert place == Place(rank=5, world=8, local_rank=1, local_world=4, node=1)
 
 
 @pytest.mark.parametrize(
@@ -62,3 +63,10 @@ def test_the_ranks_of_a_step_meet_at_its_first_machine_at_a_port_of_its_own():
 def test_an_address_that_is_set_stays():
     given = {"MASTER_ADDR": "10.1.2.3", "MASTER_PORT": "1234"}
     assert meeting_point({**SLURM, **given}) == given
+
+
+def test_ranks_know_whether_others_were_there_before_them():
+    assert not is_restarted({})
+    assert not is_restarted({"TORCHELASTIC_RESTART_COUNT": "0"})
+    assert is_restarted({"TORCHELASTIC_RESTART_COUNT": "2"})
+    assert is_restarted({"TORCHELASTIC_RESTART_COUNT": "0", "PITSTOP_RESTARTED": "1"})

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from pitstop.engine.state import TrainState
 from pitstop.engine.step import Stage, train_step
 from pitstop.runtime.devices import Device
 from pitstop.runtime.place import Place
-from pitstop.runtime.ranks import Decision, Ranks
+from pitstop.runtime.ranks import ENDING, LOST_SECONDS, STARTING, Decision, Judge, Ranks, Signs
 
 WORLD, BATCH = 64, 150
 
@@ -114,7 +115,55 @@ def test_who_is_alone_agrees_with_itself_at_once():
             assert ranks.agree(wish) == wish
         assert ranks.gather([1.5, 2.0]).tolist() == [[1.5, 2.0]]
         assert ranks.from_main(b"bytes") == b"bytes"
-        assert ranks.any("any", True)
+        assert ranks.any("any", lambda: True)
         model = nn.Linear(2, 2)
         assert ranks.parallel(model) is model
     assert not dist.is_initialized()
+
+
+# Who is lost, who hangs
+
+
+def signs(*beats: int, ticks: int, doing: str = "training step 7") -> dict[int, Signs]:
+    return {rank: Signs(ticks, count, doing) for rank, count in enumerate(beats)}
+
+
+@pytest.fixture
+def judge() -> Judge:
+    return Judge(timedelta(seconds=100))
+
+
+def test_ranks_that_get_on_are_left_alone(judge):
+    for second in range(1000):
+        assert judge.verdict(signs(second, second, ticks=second), second) is None
+
+
+def test_a_rank_that_is_not_heard_of_is_lost(judge):
+    for second in range(100):
+        heard = signs(second, second, second, ticks=second)
+        if second > 10:
+            heard[1] = Signs(10, 10, "training step 3")
+        verdict = judge.verdict(heard, second)
+        if second <= 10 + LOST_SECONDS:
+            assert verdict is None
+        else:
+            assert verdict == "rank 1 was lost: killed, or its machine is gone"
+
+
+def test_when_all_stand_still_the_one_that_came_least_far_hangs(judge):
+    said = []
+    for second in range(200):
+        heard = signs(9, 9, 9, ticks=second)
+        heard[2] = Signs(second, 8, "waiting for the images of step 57")
+        said.append(judge.verdict(heard, second))
+    first = next(i for i, verdict in enumerate(said) if verdict is not None)
+    assert 100 < first <= 100 + LOST_SECONDS + 1
+    assert said[first] == (
+        "rank 2 hangs: no answer for 100 s while it was waiting for the images of step 57"
+    )
+
+
+@pytest.mark.parametrize("doing", [STARTING, ENDING])
+def test_packing_and_the_last_save_take_as_long_as_they_take(judge, doing):
+    for second in range(10_000):
+        assert judge.verdict(signs(0, 0, ticks=second, doing=doing), second) is None

@@ -53,14 +53,14 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Runs a command and returns its exit code."""
-    rank = (Place.find() or Place()).rank
+    place = Place.find() or Place()
     if sys.platform == "win32":
         typer.echo("pitstop does not run on Windows: use WSL", err=True)
         return BAD_INPUT
     try:
         return app(arguments or ["--help"], standalone_mode=False, obj=arguments) or 0
     except InputError as error:
-        if rank == 0:  # it says those of the others too
+        if place.local_rank == 0:
             typer.echo(f"pitstop: {error}", err=True)
         return BAD_INPUT
     except RankFailedError as error:
@@ -68,7 +68,7 @@ def run(arguments: list[str]) -> int:
             typer.echo(f"pitstop: {error}", err=True)
         return error.exit_code
     except KeyboardInterrupt:
-        if rank == 0:
+        if place.rank == 0:
             typer.echo("pitstop: interrupted", err=True)
         return KILLED
     except Exception as error:
@@ -76,6 +76,6 @@ def run(arguments: list[str]) -> int:
             typer.echo(f"pitstop: {error.format_message()}", err=True)  # pyright: ignore[reportAttributeAccessIssue]
             return BAD_INPUT
         traceback.print_exc()
-        which = f" of rank {rank}" if rank > 0 else ""
+        which = f" of rank {place.rank}" if place.rank > 0 else ""
         typer.echo(f"pitstop: internal error{which}: please report the lines above", err=True)
     return INTERNAL

@@ -1,8 +1,11 @@
 """Where `pitstop train` becomes several processes."""
 
+import os
 import sys
 from collections.abc import Sequence
 
+from pitstop.core.errors import InputError
+from pitstop.core.exit_codes import LAUNCHER
 from pitstop.launch.local import Nodes, launch
 from pitstop.runtime.place import Place
 
@@ -18,6 +21,11 @@ def launch_ranks(
     Returns None where this process is to train itself: as one of the ranks, or the only one.
     """
     if Place.find() is not None:
+        if LAUNCHER not in os.environ and (nproc is not None or nodes.count > 1):
+            raise InputError(
+                "--nproc and --nodes start ranks, but torchrun or SLURM has started this one: "
+                "leave them out"
+            )
         return None
     nproc = nproc or _gpus(device) or 1
     if nproc == nodes.count == 1 and max_restarts == 0:
@@ -30,4 +38,4 @@ def _gpus(device: str) -> int:
         return 0
     import torch
 
-    return torch.accelerator.device_count()
+    return torch.cuda.device_count()

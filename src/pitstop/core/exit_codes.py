@@ -1,4 +1,4 @@
-"""Exit codes, and how a rank leaves its own to whoever started it."""
+"""Exit codes, and what a launcher and its ranks tell each other in the environment."""
 
 FINISHED = 0
 BAD_INPUT = 2
@@ -13,3 +13,9 @@ DECIDED = (FINISHED, BAD_INPUT, INTERRUPTED, DIVERGED, KILLED)
 
 OUTCOME = "PITSTOP_OUTCOME"
 """Names, in the environment of a rank, the file for its machine's exit code."""
+
+LAUNCHER = "PITSTOP_LAUNCHER"
+"""Holds the launcher's process id: ranks do not outlive it."""
+
+RESTARTED = "PITSTOP_RESTARTED"
+"""Is set where the launcher has started ranks before."""

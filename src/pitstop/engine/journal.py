@@ -82,7 +82,7 @@ class Journal:
         circumstance |= {name: version(name) for name in ("timm", "numpy")}
         if step > 0:
             lines.append(f"resuming at step {step} of {last}, epoch {self.epoch(step):.2f}")
-            before = (self.run.read() or {}).get("circumstance", {})
+            before = {"ranks": 1} | (self.run.read() or {}).get("circumstance", {})
             changed = changed_circumstance(before, circumstance)
             lines += [changed] if changed else []
         else:

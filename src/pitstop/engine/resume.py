@@ -8,8 +8,10 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from importlib.metadata import version
 from typing import Any
 
+from pitstop import __version__
 from pitstop.core.errors import InputError
 from pitstop.core.recipe import Recipe, parse_recipe
 from pitstop.core.timeline import (
@@ -37,6 +39,18 @@ class Wish:
     extend_epochs: float | None = None
     extend_lr: float | None = None
 
+    def in_common(self) -> dict[str, Any]:
+        """Returns what must be the same on all ranks, by name."""
+        return {
+            **self.recipe.identity(),
+            "checkpoint": self.recipe.checkpoint.model_dump(mode="json"),
+            "target_accuracy": self.recipe.target_accuracy,
+            "--rebase": self.rebase,
+            "--extend": [self.extend_epochs, self.extend_lr],
+            "version of pitstop": __version__,
+            "version of torch": version("torch"),
+        }
+
 
 @dataclass(frozen=True)
 class Course:
@@ -58,6 +72,29 @@ class Course:
             "amendments": dump_amendments(self.amendments),
             "dataset": digest,
         }
+
+
+def check_in_common(common: dict[str, Any], ranks: Ranks) -> None:
+    """Raises InputError when a rank has not in common with rank 0 what all should have.
+
+    Gradients are averaged whatever they are of: nothing else would tell.
+    """
+    own = json.dumps(common)
+    first = ranks.from_main(own.encode() if ranks.main else None)
+    _, changes = _differences(json.loads(first), json.loads(own))
+    if changes:
+        raise InputError(
+            f"rank {ranks.rank} is not as rank 0: {changes}: give all machines the same command, "
+            "data and versions"
+        )
+
+
+def _differences(before: dict[str, Any], after: dict[str, Any]) -> tuple[list[str], str]:
+    """Returns the keys whose values differ, and a text that shows the first few."""
+    keys = [k for k in {**before, **after} if before.get(k, ...) != after.get(k, ...)]
+    shown = [f"{k} {before.get(k, 'absent')} -> {after.get(k, 'absent')}" for k in keys[:SHOWN]]
+    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+    return keys, ", ".join(shown) + more
 
 
 def restore(
@@ -109,13 +146,9 @@ def set_course(
 
 def _with_recipe(course: Course, wish: Wish, step: int) -> Course:
     """Returns the course with the wished recipe from `step` on, if it differs and may."""
-    before, after = course.timeline.recipe.identity(), wish.recipe.identity()
-    keys = [k for k in {**before, **after} if before.get(k, ...) != after.get(k, ...)]
+    keys, changes = _differences(course.timeline.recipe.identity(), wish.recipe.identity())
     if not keys:
         return course
-    shown = [f"{k} {before.get(k, 'absent')} -> {after.get(k, 'absent')}" for k in keys[:SHOWN]]
-    more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-    changes = ", ".join(shown) + more
     if not wish.rebase:
         raise InputError(
             f"the run was started with another recipe: {changes}: restore that, or go on with the "

@@ -27,7 +27,7 @@ from pitstop.io.run_directory import RunDirectory
 from pitstop.nn import models
 from pitstop.runtime.checkpoint import copy_checkpoint
 from pitstop.runtime.devices import Device
-from pitstop.runtime.place import Place
+from pitstop.runtime.place import Place, is_restarted
 from pitstop.runtime.preemption import Preemption
 from pitstop.runtime.ranks import DEFAULT_TIMEOUT, Ranks
 
@@ -65,13 +65,20 @@ def run_training(
     with Preemption() as preemption, Ranks(place, rank_timeout) as ranks:
         if ranks.main:
             run.refuse_foreign()
+        device = _device(wish.recipe, place.local_rank)
+        if ranks.world > 1 and device.torch_device.type == "mps":
+            raise InputError("a Mac's GPU is for one rank: give --device cpu for several")
         data = None
         with ranks.node_first("data"), suppress(PackingStoppedError):
-            data = _open(str(wish.recipe.data), workers, console, lambda: preemption.requested)
-        stopped = ranks.any("stopped", data is None)
+            data = _open(
+                str(wish.recipe.data),
+                workers,
+                console,
+                lambda: preemption.requested or ranks.already("stopped"),
+            )
+        stopped = ranks.any("stopped", lambda: data is None or preemption.requested)
         if data is None or stopped:
             return INTERRUPTED
-        device = _device(wish.recipe, place.local_rank)
 
         def go_on() -> Outcome:
             return train(
@@ -87,7 +94,7 @@ def run_training(
 
         if not ranks.main:
             return go_on()
-        if start_over and run.path.exists():
+        if start_over and run.path.exists() and not is_restarted():
             check(wish, data, device, ranks)
             with run.lock():
                 aside = run.set_aside()

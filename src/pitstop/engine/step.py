@@ -16,8 +16,8 @@ from pitstop.engine.state import TrainState
 from pitstop.nn import ema, losses, mixing
 from pitstop.nn.freezing import freeze
 from pitstop.nn.optimizers import set_lr_and_momentum
-from pitstop.runtime.devices import Device
-from pitstop.runtime.ranks import Ranks
+from pitstop.runtime.devices import WITH_GRAPHS, Device
+from pitstop.runtime.ranks import Ranks, is_of_a_lost_rank
 
 
 class Stage:
@@ -50,6 +50,8 @@ class Stage:
             try:
                 self._throw_away_passes()
             except Exception as error:  # whatever a compiler may raise
+                if is_of_a_lost_rank(error):
+                    raise
                 self.device.undo_compile(self.model)
                 first_line = str(error).partition("\n")[0]
                 problem = f"not compiled, going on in eager mode: {first_line}"
@@ -65,11 +67,12 @@ class Stage:
         parts = torch.empty(share.stop - share.start).tensor_split(
             self.segment.phase.grad_accum_steps
         )
-        *others, last = sorted({len(part) for part in parts})
+        # as many on each rank, whether its parts differ or not: some layers wait for the others
+        shapes = [len(part) for part in {0: parts[0], len(parts) - 1: parts[-1]}.values()]
         try:
-            for size in (*others, last):
+            for i, size in enumerate(shapes):
                 images = torch.zeros(size, 3, side, side, device=self.device.torch_device)
-                with self.gradients(shared=size == last):
+                with self.gradients(shared=i == len(shapes) - 1):
                     with self.device.autocast():
                         logits = self.model(images.to(memory_format=torch.channels_last))
                     logits.float().sum().backward()
@@ -95,9 +98,14 @@ class Normalizer:
         return images.float().sub_(self._mean).div_(self._std)
 
 
-def check_share(timeline: Timeline, ranks: Ranks) -> None:
-    """Raises InputError when a batch is too small to give each rank something to do."""
+def check_shares(timeline: Timeline, device: Device, ranks: Ranks) -> None:
+    """Raises InputError for batches that cannot be cut as the recipe and the ranks want it."""
     for segment in timeline.segments:
+        if device.compile in WITH_GRAPHS and segment.phase.grad_accum_steps > 1:
+            raise InputError(
+                f"compile: {device.compile} keeps gradients in memory that the next micro-batch "
+                "takes: with grad_accum_steps, take default or max-autotune-no-cudagraphs"
+            )
         parts = ranks.world * segment.phase.grad_accum_steps
         if segment.batch_size < parts:
             raise InputError(

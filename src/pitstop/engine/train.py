@@ -13,16 +13,16 @@ from pitstop.engine.evaluate import Evaluation, evaluate
 from pitstop.engine.journal import Journal, Silence
 from pitstop.engine.meter import Meter
 from pitstop.engine.outcome import DIVERGED, FINISHED, INTERRUPTED, OUTCOMES, TARGET_MET, Outcome
-from pitstop.engine.resume import Course, Wish, restore, set_course
+from pitstop.engine.resume import Course, Wish, check_in_common, restore, set_course
 from pitstop.engine.state import TrainState
-from pitstop.engine.step import Stage, check_share, train_step
+from pitstop.engine.step import Stage, check_shares, train_step
 from pitstop.io.run_directory import RunDirectory
 from pitstop.nn.freezing import freeze
 from pitstop.nn.models import check_resolutions
 from pitstop.runtime.checkpoint import Checkpointer, Restored, SaveSchedule
 from pitstop.runtime.devices import Device
 from pitstop.runtime.preemption import Preemption
-from pitstop.runtime.ranks import Decision, Ranks
+from pitstop.runtime.ranks import ENDING, Decision, Ranks
 
 LEAST_LOSS_SCALE = 1.0
 """fp16 begins at a scale of 65,536 and halves it with each step that it must skip. Below this, some
@@ -56,6 +56,11 @@ def train(
     """
     checkpointer = Checkpointer(run, wish.recipe.checkpoint)
     try:
+        common = wish.in_common() | {
+            "dataset": data.digest,
+            "precision": device.circumstance()["precision"],
+        }
+        check_in_common(common, ranks)
         status, restored = restore(run, checkpointer, ranks, console.print)
         course = set_course(
             wish,
@@ -70,7 +75,7 @@ def train(
             return ended
         state = TrainState.initial(course.recipe, len(data.classes), device, ranks.world)
         check_model(state, course.timeline)
-        check_share(course.timeline, ranks)
+        check_shares(course.timeline, device, ranks)
         top1 = None
         if restored is not None:
             state.load(restored[1])
@@ -105,7 +110,7 @@ def check(wish: Wish, data: PackedDataset, device: Device, ranks: Ranks) -> None
     course = set_course(wish, None, ended=False, digest=data.digest, num_samples=len(data.train))
     state = TrainState.initial(wish.recipe, len(data.classes), device, ranks.world)
     check_model(state, course.timeline)
-    check_share(course.timeline, ranks)
+    check_shares(course.timeline, device, ranks)
 
 
 def check_model(state: TrainState, timeline: Timeline) -> None:
@@ -203,7 +208,7 @@ class Training:
         evaluate_now = step in self.timeline.evaluations and not self.is_evaluated()
         wish = Decision(
             stop=self.preemption.requested,
-            save=unsaved and self.saves.overdue(),
+            save=self.ranks.main and unsaved and self.saves.overdue(),
             flush=self.meter.due(),
         )
         decision = self.ranks.agree(wish)
@@ -277,7 +282,8 @@ class Training:
         """Makes the state durable where it is worth it, and says how the run ended."""
         if outcome != DIVERGED and self.state.step > self.saved_step:
             self.save()
-        own = OUTCOMES.index(self.journal.settle(outcome))
-        outcome = OUTCOMES[self.ranks.say_to_all("outcome", own if self.ranks.main else None)]
+        self.ranks.begin(ENDING)
+        outcome = self.journal.settle(outcome)
         self.journal.close(outcome, self.state.step)
-        return outcome
+        own = OUTCOMES.index(outcome) if self.ranks.main else None
+        return OUTCOMES[self.ranks.say_to_all("outcome", own)]

@@ -42,6 +42,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
 )
 
 from pitstop.core.errors import InputError
+from pitstop.core.exit_codes import RESTARTED
 from pitstop.launch.local import Nodes, say
 
 RUN_ID = "pitstop"
@@ -60,7 +61,7 @@ class Stopped(Exception):  # noqa: N818
     """Ranks were to be started after the launcher was told to stop."""
 
 
-class Ranks(threading.Thread):
+class LocalRanks(threading.Thread):
     """The ranks of this machine, and the agent that starts and watches them."""
 
     def __init__(
@@ -123,6 +124,7 @@ class Ranks(threading.Thread):
             self._outcome.unlink(missing_ok=True)
             self.failed = False
             started = start()
+            os.environ[RESTARTED] = "1"  # for those that may come after these
             self._pids = [*started.values()]
             return started
 
@@ -171,7 +173,7 @@ class Ranks(threading.Thread):
 class Agent(LocalElasticAgent):
     """Starts ranks, and all of them again when one fails or a lost machine comes back."""
 
-    def __init__(self, ranks: Ranks, spec: WorkerSpec, scratch: Path) -> None:
+    def __init__(self, ranks: LocalRanks, spec: WorkerSpec, scratch: Path) -> None:
         super().__init__(spec, DefaultLogsSpecs(log_dir=str(scratch)))
         self._ranks = ranks
 
@@ -187,16 +189,16 @@ class Agent(LocalElasticAgent):
 
 
 class Meeting(DynamicRendezvousHandler):
-    """torch's c10d rendezvous; machines may have places of their own choice.
+    """torch's c10d rendezvous, in which a machine may have a number of its own choice.
 
     torch's static rendezvous has no way back: it cannot take a lost machine in again.
     """
 
-    place: int | None = None
+    node_rank: int | None = None
 
     def _get_world(self) -> tuple[int, int]:
         rank, world = super()._get_world()
-        return rank if self.place is None else self.place, world
+        return rank if self.node_rank is None else self.node_rank, world
 
     def end(self, *, close: bool) -> None:
         """Leaves; once closed, no machine can come back to it."""
@@ -248,7 +250,7 @@ def _meeting(nodes: Nodes, address: str, port: int, own: str, *, host: bool) -> 
     backend, store = create_backend(where)
     timeout = RendezvousTimeout(join=timedelta(seconds=JOIN_SECONDS))
     meeting = Meeting.from_backend(RUN_ID, store, backend, nodes.count, nodes.count, own, timeout)
-    meeting.place = nodes.rank
+    meeting.node_rank = nodes.rank
     return meeting
 
 

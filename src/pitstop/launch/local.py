@@ -30,11 +30,11 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from pitstop.core.errors import InputError
-from pitstop.core.exit_codes import FINISHED, INTERNAL, INTERRUPTED, KILLED, OUTCOME
+from pitstop.core.exit_codes import FINISHED, INTERNAL, INTERRUPTED, KILLED, LAUNCHER, OUTCOME
 from pitstop.core.machine import cores_a_rank
 
 if TYPE_CHECKING:
-    from pitstop.launch.agent import Ranks
+    from pitstop.launch.agent import LocalRanks
 
 SHUTDOWN_SECONDS = 100
 """From a signal to the ranks' death: a spot machine ends 120 s after its notice."""
@@ -105,9 +105,9 @@ def launch(
         tempfile.TemporaryDirectory(prefix="pitstop-") as scratch,
         _environment(nproc, nodes, Path(scratch) / "outcome") as outcome,
     ):
-        from pitstop.launch.agent import Ranks
+        from pitstop.launch.agent import LocalRanks
 
-        ranks = Ranks(command, nproc, nodes, max_restarts, outcome)
+        ranks = LocalRanks(command, nproc, nodes, max_restarts, outcome)
         ranks.start()
         _wait(ranks, signals)
         code = _exit_code(ranks, signals, outcome)
@@ -151,6 +151,7 @@ def _environment(nproc: int, nodes: Nodes, outcome: Path) -> Generator[Path]:
     """Sets what the ranks inherit; yields `outcome`."""
     before = dict(os.environ)
     os.environ[OUTCOME] = str(outcome)
+    os.environ[LAUNCHER] = str(os.getpid())
     # else the ranks of an attempt share a store with those before: 3 restarts of 5 failed in gloo
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(cores_a_rank(nproc)))
@@ -163,7 +164,7 @@ def _environment(nproc: int, nodes: Nodes, outcome: Path) -> Generator[Path]:
         os.environ.update(before)
 
 
-def _wait(ranks: "Ranks", signals: _Signals) -> None:
+def _wait(ranks: "LocalRanks", signals: _Signals) -> None:
     """Returns when the ranks have ended, be it that a signal had them end."""
     deadline = float("inf")
     while ranks.is_alive():
@@ -179,11 +180,14 @@ def _wait(ranks: "Ranks", signals: _Signals) -> None:
             return
 
 
-def _exit_code(ranks: "Ranks", signals: _Signals, outcome: Path) -> int:
+def _exit_code(ranks: "LocalRanks", signals: _Signals, outcome: Path) -> int:
     if outcome.exists():
         return int(outcome.read_text())
     if signals.insisted:
         return KILLED
+    if ranks.waits_in_vain:
+        say("stopped while it waited for the other machines")
+        return INTERRUPTED
     if ranks.error is not None:
         raise ranks.error
     if ranks.killed:

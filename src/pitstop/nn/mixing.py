@@ -79,16 +79,16 @@ def mix(
     Returns:
         images like those given, and probabilities float32 [B, num_classes].
     """
-    device = images.device
-    lam = torch.from_numpy(draws.lam).to(device, non_blocking=True)
+    device, on_gpu = images.device, images.is_cuda  # a Mac's GPU reads what is freed by then
+    lam = torch.from_numpy(draws.lam).to(device, non_blocking=on_gpu)
     keep = lam[:, None, None, None]
     if draws.cutmix.any():
-        boxes = torch.from_numpy(draws.boxes).to(device, non_blocking=True)[:, :, None, None]
+        boxes = torch.from_numpy(draws.boxes).to(device, non_blocking=on_gpu)[:, :, None, None]
         y = torch.arange(images.shape[2], device=device)[:, None]
         x = torch.arange(images.shape[3], device=device)
         top, bottom, left, right = boxes.unbind(1)
         pasted = (y >= top) & (y < bottom) & (x >= left) & (x < right)
-        cutmix = torch.from_numpy(draws.cutmix).to(device, non_blocking=True)[:, None, None, None]
+        cutmix = torch.from_numpy(draws.cutmix).to(device, non_blocking=on_gpu)[:, None, None, None]
         keep = torch.where(cutmix, (~pasted)[:, None].float(), keep)
     mixed = torch.lerp(images.flip(0), images, keep.to(images.dtype))
     one_hot = F.one_hot(labels, num_classes).float()

@@ -237,8 +237,13 @@ def find(device: Kind, local_rank: int = 0) -> torch.device:
     if device != "cuda":
         return torch.device(device)
     gpus = torch.cuda.device_count()
+    if gpus == 1 and "SLURM_STEP_ID" in os.environ:
+        local_rank = 0  # with --gpus-per-task, a task sees only its own
     if local_rank >= gpus:
-        raise InputError(f"local rank {local_rank} has no GPU: start at most {gpus} ranks here")
+        raise InputError(
+            f"local rank {local_rank} has no GPU: start at most {gpus} ranks here, "
+            "or give --device cpu"
+        )
     return torch.device("cuda", local_rank)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from pitstop.core.exit_codes import DECIDED, FINISHED, OUTCOME
+from pitstop.core.exit_codes import DECIDED, FINISHED, OUTCOME, RESTARTED
 
 PORTS = range(29500, 30500)
 """Where the ranks of a SLURM step meet: a port by the job's number, unless MASTER_PORT is given."""
@@ -17,32 +17,28 @@ PORTS = range(29500, 30500)
 
 @dataclass(frozen=True)
 class Place:
-    """A process among `world` ranks, `local_world` of them on its machine."""
+    """A process among `world` ranks, `local_world` of them on its machine, `node`."""
 
     rank: int = 0
     world: int = 1
     local_rank: int = 0
     local_world: int = 1
+    node: int = 0
 
     @classmethod
     def find(cls, environment: Mapping[str, str] = os.environ) -> "Place | None":
         """Returns the place that torchrun or a SLURM step has given this process, None if none."""
         if "RANK" in environment and "WORLD_SIZE" in environment:
-            names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+            names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
         elif int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-            names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "")
+            names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+            # "4(x2),3" are 4 tasks on each of two machines and 3 on the next
+            names += ("SLURM_STEP_TASKS_PER_NODE", "SLURM_NODEID")
         else:
             return None
-        rank, world, local_rank, local_world = (environment.get(name) for name in names)
-        if local_world is None:  # "4(x2),3": 4 tasks on each of two machines, 3 on the next
-            tasks = re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
-            local_world = tasks[0] if tasks else "1"
-        return cls(int(rank or 0), int(world or 1), int(local_rank or 0), int(local_world))
-
-    @property
-    def node(self) -> int:
-        """The rank of the first process on this machine."""
-        return self.rank - self.local_rank
+        found = (re.match(r"\d+", environment.get(name, "")) for name in names)
+        rank, world, local_rank, local_world, node = (int(n[0]) if n else 0 for n in found)
+        return cls(rank, world, local_rank, max(1, local_world), node)
 
 
 def meeting_point(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -60,6 +56,11 @@ def first_host(nodes: str) -> str:
     """Returns the first name of a list as SLURM writes it: `gpu003` of `gpu[003-008,011],login`."""
     match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\])?([^,\[]*)", nodes)
     return "".join(part or "" for part in match.groups()) if match else nodes
+
+
+def is_restarted(environment: Mapping[str, str] = os.environ) -> bool:
+    """Tells whether these ranks were started again after others of the same command failed."""
+    return RESTARTED in environment or environment.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def end_process(code: int) -> NoReturn:

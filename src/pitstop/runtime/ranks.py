@@ -4,10 +4,13 @@ The gradients go through DistributedDataParallel. All else goes two ways. Small 
 step needs go over a gloo group of their own, so that they never wait for the device. What happens
 once, takes as long as it takes, or goes wrong is said in a key-value store that rank 0 keeps.
 
-A rank that fails says so there and each rank, whatever it is at, watches for it: all end with the
-first failure's exit code WATCH_SECONDS later. A rank that dies without a word is missed by the
-others when its connections break; one that hangs, when `timeout` is over. Then the others call the
-roll, wait ROLL_CALL_SECONDS for answers, and name the rank that gave none, or that missed nobody.
+A thread of each rank says every second that it is alive and what it is at, and watches for
+failures: whatever its main thread waits for, a rank ends with the first failure's exit code.
+
+- A rank that fails says so.
+- One that dies without a word is missed by the others when its connections break, or, should they
+  wait for a GPU meanwhile, by rank 0's thread when it has heard nothing for LOST_SECONDS.
+- One that hangs is missed when `timeout` is over.
 """
 
 import json
@@ -18,12 +21,12 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.distributed as dist
@@ -33,17 +36,25 @@ from torch.distributed import PrefixStore, Store, rendezvous  # pyright: ignore[
 from torch.nn.parallel import DistributedDataParallel
 
 from pitstop.core.errors import InputError, RankFailedError
-from pitstop.core.exit_codes import BAD_INPUT, INTERNAL, KILLED, OUTCOME
+from pitstop.core.exit_codes import BAD_INPUT, INTERNAL, KILLED, LAUNCHER
 from pitstop.runtime.place import Place, end_process, meeting_point
 
 DEFAULT_TIMEOUT = 300.0
 """Seconds after which a rank that does not answer is given up."""
 
 WATCH_SECONDS = 1.0
-ROLL_CALL_SECONDS = 5.0
 POLL_SECONDS = 0.1
 
-FAILURE, ROLL_CALL = "failure", "roll-call"
+ROLL_CALL_SECONDS = 5.0
+"""From a broken connection to a verdict on who is lost."""
+
+LOST_SECONDS = 30.0
+"""A process may hold Python's lock for a while, as when it loads or compiles something."""
+
+FAILURE = "failure"
+
+STARTING, ENDING = "starting", "ending"
+"""What takes as long as it takes: packing, the last save."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +85,16 @@ class Ranks:
         self._timeout = timedelta(seconds=timeout)
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
         self._ended = threading.Event()
-        self._beats, self._doing = 0, "starting"
+        self._beats, self._doing = 0, STARTING
+        self._sent = 0
 
     # Joining and leaving
 
     def __enter__(self) -> Self:
-        if OUTCOME in os.environ:
+        if LAUNCHER in os.environ:
             mp._prctl_pr_set_pdeathsig(signal.SIGTERM)  # pyright: ignore[reportAttributeAccessIssue]
+            if os.getppid() != int(os.environ[LAUNCHER]):  # it was too late for that
+                os.kill(os.getpid(), signal.SIGTERM)
         if self.world > 1:
             self._join()
         return self
@@ -107,7 +121,9 @@ class Ranks:
 
     def _connect(self) -> Store:
         stores = rendezvous("env://", self.rank, self.world, timeout=self._timeout)
-        return PrefixStore("pitstop", next(stores)[0])
+        # torchrun may give an attempt the store of the one before; our launcher does not
+        attempt = "" if LAUNCHER in os.environ else os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
+        return PrefixStore(f"pitstop{attempt}", next(stores)[0])
 
     def __exit__(
         self,
@@ -132,7 +148,7 @@ class Ranks:
             self._store.set(f"left/{self.rank}", "")
             if self.main:
                 everyone = [f"left/{rank}" for rank in range(self.world)]
-                until = ROLL_CALL_SECONDS if failed else self._timeout.total_seconds()
+                until = 3 * WATCH_SECONDS if failed else self._timeout.total_seconds()
                 self._wait_for(everyone, until)
 
     # What each step needs
@@ -150,6 +166,8 @@ class Ranks:
         if self.world == 1:
             return wish
         before = self._answer()
+        # what is done now is not wished for again
+        wish = replace(wish, save=wish.save > before.save, flush=wish.flush > before.flush)
         tensor = torch.tensor(astuple(wish), dtype=torch.int32)
         work = dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._control, async_op=True)
         assert work is not None
@@ -204,10 +222,12 @@ class Ranks:
     # What happens once
 
     def from_main(self, value: bytes | None) -> bytes:
-        """Returns the bytes, one or more, that rank 0 gives, on all ranks."""
+        """Returns the bytes, one or more, that rank 0 gives, on all ranks, whenever it does."""
         if self.world == 1:
             assert value is not None
             return value
+        self._sent += 1
+        self.say_to_all(f"sent/{self._sent}", 1 if self.main else None)
         size = torch.tensor([len(value or b"")])
         dist.broadcast(size, 0, group=self._control)
         if value is None:
@@ -215,7 +235,7 @@ class Ranks:
         else:
             data = torch.frombuffer(bytearray(value), dtype=torch.uint8)
         dist.broadcast(data, 0, group=self._control)
-        return data.numpy().tobytes()
+        return data.numpy().tobytes() if value is None else value
 
     def say_to_all(self, name: str, value: int | None) -> int:
         """Returns the number that rank 0 gives, whenever it does; `name` is used once."""
@@ -227,14 +247,26 @@ class Ranks:
         self._wait_for([name])
         return int(self._store.get(name))
 
-    def any(self, name: str, value: bool) -> bool:
-        """Tells whether the value is true on any rank, whenever all have one; used once."""
+    def any(self, name: str, value: Callable[[], bool]) -> bool:
+        """Tells, when all ranks have come here, whether the value was true on any; used once.
+
+        It counts, and `already` tells the others, also when it becomes true while this one waits.
+        """
         if self.world == 1:
-            return value
-        self._store.set(f"{name}/{self.rank}", str(int(value)))
-        keys = [f"{name}/{rank}" for rank in range(self.world)]
-        self._wait_for(keys)
-        return any(self._store.get(key) == b"1" for key in keys)
+            return value()
+
+        def look() -> None:
+            if value():
+                self._store.set(f"{name}/true", "")
+
+        self._meet(f"{name}/come", look)
+        look()
+        self._meet(f"{name}/looked", lambda: None)
+        return self.already(name)
+
+    def already(self, name: str) -> bool:
+        """Tells whether `any` of that name is true already."""
+        return self.world > 1 and self._store.check([f"{name}/true"])
 
     @contextmanager
     def node_first(self, name: str) -> Generator[None]:
@@ -245,6 +277,12 @@ class Ranks:
         yield
         if self.world > 1 and self.speaks_for_node:
             self._store.set(key, "")
+
+    def _meet(self, name: str, meanwhile: Callable[[], None]) -> None:
+        everyone = [f"{name}/{rank}" for rank in range(self.world)]
+        self._store.set(everyone[self.rank], "")
+        while not self._wait_for(everyone, WATCH_SECONDS):
+            meanwhile()
 
     def _wait_for(self, keys: list[str], seconds: float = float("inf")) -> bool:
         """Waits for keys of the store; tells whether all are there."""
@@ -258,17 +296,15 @@ class Ranks:
     def _account_for(self, error: BaseException) -> BaseException:
         """Tells the others of this rank's failure; returns the first one of all of them."""
         try:
-            if not _is_of_a_lost_rank(error):
+            if not is_of_a_lost_rank(error):
                 mine = self._failure(*_cause_and_code(error))
-                own = self._is_first(mine) or (self.main and isinstance(error, InputError))
-                return error if own else self._first()
-            self._store.set(ROLL_CALL, "")
-            self._answer_roll_call(self._store)
-            self._store.set(f"missed/{self.rank}", "")
-            everyone = [f"missed/{rank}" for rank in range(self.world)]
-            self._wait_for(everyone, ROLL_CALL_SECONDS)
+                is_first = self._is_first(mine)
+                if not isinstance(error, InputError):
+                    return error if is_first else self._first()
+                return error if self.main else self._first()  # rank 0 says all of these
+            cause = f"{self._missing()} ({error})"
             if not self._store.check([FAILURE]):
-                self._is_first(self._failure(f"{self._missing()} ({error})", INTERNAL))
+                self._is_first(self._failure(cause, INTERNAL))
             return self._first()
         except RuntimeError:
             return self._store_is_lost()
@@ -277,9 +313,9 @@ class Ranks:
         cause = " ".join(cause.split())
         return {"rank": self.rank, "host": socket.gethostname(), "cause": cause, "code": code}
 
-    def _is_first(self, failure: dict[str, Any]) -> bool:
+    def _is_first(self, failure: dict[str, Any], store: Store | None = None) -> bool:
         said = json.dumps(failure)
-        return self._store.compare_set(FAILURE, "", said).decode() == said
+        return (store or self._store).compare_set(FAILURE, "", said).decode() == said
 
     def _first(self, store: Store | None = None) -> RankFailedError:
         failure = json.loads((store or self._store).get(FAILURE))
@@ -287,30 +323,33 @@ class Ranks:
         return RankFailedError(f"{where}: {failure['cause']}", failure["code"], shown=self.main)
 
     def _missing(self) -> str:
-        """Names the ranks that gave no answer to the roll call, or the one that missed nobody."""
-        here = [rank for rank in range(self.world) if self._store.check([f"here/{rank}"])]
-        lost = [str(rank) for rank in range(self.world) if rank not in here]
+        """Says which rank did not answer, as one whose connection broke or timed out."""
+        before = self._signs_of_life(self._store)
+        self._store.set(f"missed/{self.rank}", "")
+        self._wait_for([f"missed/{rank}" for rank in range(self.world)], ROLL_CALL_SECONDS)
+        after = self._signs_of_life(self._store)
+        content = {r: s for r, s in after.items() if not self._store.check([f"missed/{r}"])}
+        lost = [rank for rank, signs in content.items() if signs.ticks == before[rank].ticks]
         if lost:
-            return f"rank {', '.join(lost)} was lost: killed, or its machine is gone"
-        content = [rank for rank in here if not self._store.check([f"missed/{rank}"])]
-        if not content:
-            return "the connection between the ranks broke"
-        answers = [(*json.loads(self._store.get(f"here/{rank}")), rank) for rank in content]
-        _, doing, rank = min(answers)
-        seconds = self._timeout.total_seconds()
-        return f"rank {rank} hangs: no answer for {seconds:g} s while it was {doing}"
+            return _lost(lost)
+        return _hangs(content, self._timeout) if content else "the connection between ranks broke"
 
-    def _answer_roll_call(self, store: Store) -> None:
-        store.set(f"here/{self.rank}", json.dumps([self._beats, self._doing]))
+    def _signs_of_life(self, store: Store) -> "dict[int, Signs]":
+        said = store.multi_get([f"alive/{rank}" for rank in range(self.world)])
+        return {rank: Signs(*json.loads(line)) for rank, line in enumerate(said)}
 
     def _watch(self, store: Store) -> None:
-        """Ends this process when another rank has failed, whatever its main thread waits for."""
-        answered = False
-        while not self._ended.wait(WATCH_SECONDS):
+        """Ends this process when a rank has failed, whatever its main thread waits for."""
+        everyone, judge = [f"alive/{rank}" for rank in range(self.world)], Judge(self._timeout)
+        ticks = 0
+        while not self._ended.wait(WATCH_SECONDS if ticks else 0):
+            ticks += 1
             try:
-                if not answered and store.check([ROLL_CALL]):
-                    self._answer_roll_call(store)
-                    answered = True
+                store.set(everyone[self.rank], json.dumps([ticks, self._beats, self._doing]))
+                if self.main and store.check(everyone):
+                    verdict = judge.verdict(self._signs_of_life(store), time.monotonic())
+                    if verdict is not None and not store.check([FAILURE]):
+                        self._is_first(self._failure(verdict, INTERNAL), store)
                 failed = self._first(store) if store.check([FAILURE]) else None
             except RuntimeError:
                 failed = self._store_is_lost()
@@ -324,8 +363,60 @@ class Ranks:
                 end_process(failed.exit_code)
 
     def _store_is_lost(self) -> RankFailedError:
-        cause = "rank 0 was lost: killed, or its machine is gone"
-        return RankFailedError(cause, INTERNAL, shown=self.rank == 1)
+        shown = self.rank == 1 or self.speaks_for_node
+        return RankFailedError(_lost([0]), INTERNAL, shown=shown)
+
+
+class Signs(NamedTuple):
+    """Of life: what a rank's thread says each second."""
+
+    ticks: int
+    """Of the thread itself."""
+    beats: int
+    """How often the main thread has begun something."""
+    doing: str
+
+
+class Judge:
+    """Tells from signs of life which rank is lost, or hangs."""
+
+    def __init__(self, timeout: timedelta) -> None:
+        self._timeout = timeout
+        self._ticks: dict[int, tuple[int, float]] = {}
+        self._beats: tuple[list[int], float] = ([], 0.0)
+
+    def verdict(self, signs: dict[int, Signs], now: float) -> str | None:
+        """Returns what is wrong, None as long as nothing is.
+
+        Args:
+            signs: of all ranks, as they are now.
+            now: seconds on a clock.
+        """
+        for rank, sign in signs.items():
+            ticks, _ = self._ticks.get(rank, (None, now))
+            if ticks != sign.ticks:
+                self._ticks[rank] = sign.ticks, now
+        lost = [rank for rank, (_, since) in self._ticks.items() if now - since > LOST_SECONDS]
+        if lost:
+            return _lost(lost)
+        beats = [sign.beats for sign in signs.values()]
+        patient = any(sign.doing in (STARTING, ENDING) for sign in signs.values())
+        if patient or beats != self._beats[0]:
+            self._beats = beats, now
+        if now - self._beats[1] > self._timeout.total_seconds() + LOST_SECONDS:
+            return _hangs(signs, self._timeout)
+        return None
+
+
+def _lost(ranks: list[int]) -> str:
+    return f"rank {', '.join(map(str, ranks))} was lost: killed, or its machine is gone"
+
+
+def _hangs(signs: dict[int, Signs], timeout: timedelta) -> str:
+    """Names the rank that has come least far."""
+    rank = min(signs, key=lambda rank: signs[rank].beats)
+    seconds = timeout.total_seconds()
+    return f"rank {rank} hangs: no answer for {seconds:g} s while it was {signs[rank].doing}"
 
 
 def _cause_and_code(error: BaseException) -> tuple[str, int]:
@@ -336,7 +427,7 @@ def _cause_and_code(error: BaseException) -> tuple[str, int]:
     return f"{type(error).__name__}: {error}", code
 
 
-def _is_of_a_lost_rank(error: BaseException) -> bool:
+def is_of_a_lost_rank(error: BaseException) -> bool:
     """Tells whether an error only says that another rank did not answer."""
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and "gloo" in str(error)

@@ -20,7 +20,7 @@ from pitstop.core.recipe import Recipe, parse_recipe
 from pitstop.core.timeline import StepSettings, Timeline
 from pitstop.data.load import Batch
 from pitstop.engine.state import TrainState
-from pitstop.engine.step import Stage, train_step
+from pitstop.engine.step import Stage, check_shares, train_step
 from pitstop.runtime import devices
 from pitstop.runtime.devices import Device
 from pitstop.runtime.ranks import Ranks
@@ -253,11 +253,26 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch, asked, there):
         Device.choose("fp32", compile=False, device=asked)
 
 
+def test_a_task_that_slurm_shows_a_single_gpu_has_that_one(monkeypatch):
+    pretend(monkeypatch, "cuda", gpus=1)
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    device = Device.choose("fp32", compile=False, local_rank=3)
+    assert device.torch_device == torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_cuda_graphs_and_accumulation_exclude_each_other(mode):
+    timeline = Timeline(recipe(), num_samples=10 * SIZE)
+    with pytest.raises(InputError, match=f"^compile: {mode} keeps gradients in memory"):
+        check_shares(timeline, Device(CPU, None, compile=mode), Ranks())
+    check_shares(timeline, Device(CPU, None, compile="default"), Ranks())
+
+
 def test_a_rank_has_the_gpu_of_its_number(monkeypatch):
     chosen = pretend(monkeypatch, "cuda", gpus=4)
     device = Device.choose("fp32", compile=False, local_rank=3)
     assert [device.torch_device] == chosen == [torch.device("cuda", 3)]
-    with pytest.raises(InputError, match=r"^local rank 4 has no GPU: start at most 4 ranks here$"):
+    with pytest.raises(InputError, match=r"^local rank 4 has no GPU: start at most 4 ranks here, "):
         Device.choose("fp32", compile=False, local_rank=4)
 
 

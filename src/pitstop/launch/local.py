@@ -185,15 +185,12 @@ def _exit_code(ranks: "LocalRanks", signals: _Signals, outcome: Path) -> int:
         return int(outcome.read_text())
     if signals.insisted:
         return KILLED
-    if ranks.waits_in_vain:
-        say("stopped while it waited for the other machines")
-        return INTERRUPTED
     if ranks.error is not None:
         raise ranks.error
     if ranks.killed:
         say(f"the ranks did not end within {SHUTDOWN_SECONDS} s of the signal and were killed")
         return INTERNAL
-    if ranks.failed:
+    if ranks.failed and not ranks.waits_in_vain:  # else a machine is awaited after a failure
         return INTERNAL
     if signals.numbers:
         say("stopped before there was anything to save")

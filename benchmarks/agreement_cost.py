@@ -6,7 +6,7 @@ add up and read the metrics (`Meter`, whose reading gathers those of all ranks) 
 show them (`Journal.trained`, `Journal.show`) is summed on rank 0 and divided by the time of
 training, in which it is contained. Evaluations and saves are not counted.
 
-    python benchmarks/agreement_cost.py      # about 4 minutes on 2 cores with bf16 instructions
+    python benchmarks/agreement_cost.py      # about 8 minutes on 2 cores with bf16 instructions
 """
 
 import argparse

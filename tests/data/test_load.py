@@ -22,7 +22,7 @@ from pitstop.data.augment import crop_boxes
 from pitstop.data.load import Batch, EvalLoader, Loader
 from pitstop.data.pack import pack
 from pitstop.data.packed import PackedDataset, PackedSplit
-from pitstop.data.source import folder_source
+from pitstop.data.sources.folder import folder_source
 
 TRAIN, VAL = 37, 19
 PHASES = [

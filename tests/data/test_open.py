@@ -8,7 +8,7 @@ import pytest
 from pitstop.core.errors import InputError
 from pitstop.data.open import default_cache, open_dataset
 from pitstop.data.pack import PackingStoppedError, pack
-from pitstop.data.source import folder_source
+from pitstop.data.sources.folder import folder_source
 
 
 def opened(spec, cache, said=None):

@@ -18,10 +18,11 @@ from PIL import Image, ImageOps
 
 from pitstop.core.errors import InputError
 from pitstop.data.decode import decode
-from pitstop.data.digits import digits_source
 from pitstop.data.pack import PackingStoppedError, pack, stratified_order
 from pitstop.data.packed import PackedDataset
-from pitstop.data.source import Item, folder_source
+from pitstop.data.sources.base import Item
+from pitstop.data.sources.digits import digits_source
+from pitstop.data.sources.folder import folder_source
 
 ORIENTATION = 0x0112
 REPOSITORY = Path(__file__).parents[2]
@@ -332,7 +333,7 @@ def test_stopping_leaves_nothing_behind(folder, tmp_path):
 PACK_DIGITS = """
 import sys
 from pathlib import Path
-from pitstop.data.digits import digits_source
+from pitstop.data.sources.digits import digits_source
 from pitstop.data.pack import pack
 pack(digits_source(), Path(sys.argv[1]), workers=2, shard_bytes=20_000,
      progress=lambda done, total: print(done, flush=True))

@@ -14,7 +14,7 @@ from pitstop.core.errors import InputError
 from pitstop.data.decode import decode
 from pitstop.data.pack import pack
 from pitstop.data.packed import PackedDataset
-from pitstop.data.source import folder_source
+from pitstop.data.sources.folder import folder_source
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import torch
 from rich.console import Console
 
 from pitstop.core.recipe import Recipe, parse_recipe
-from pitstop.data.digits import digits_source
 from pitstop.data.pack import pack
 from pitstop.data.packed import PackedDataset
+from pitstop.data.sources.digits import digits_source
 from pitstop.engine import train as engine
 from pitstop.engine.outcome import Outcome
 from pitstop.engine.resume import Wish

@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from pitstop.core.recipe import Recipe, parse_recipe
 from pitstop.data.pack import pack
 from pitstop.data.packed import PackedDataset, PackedSplit
-from pitstop.data.source import folder_source
+from pitstop.data.sources.folder import folder_source
 from pitstop.engine.evaluate import Evaluation, evaluate, predict
 from pitstop.engine.step import Normalizer
 from pitstop.nn.freezing import freeze

@@ -15,10 +15,10 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from pitstop.core.order import Order
 from pitstop.core.recipe import Recipe, parse_recipe
 from pitstop.core.timeline import Timeline
-from pitstop.data.digits import digits_source
 from pitstop.data.load import Loader
 from pitstop.data.pack import pack
 from pitstop.data.packed import PackedDataset
+from pitstop.data.sources.digits import digits_source
 from pitstop.engine.meter import Meter
 from pitstop.engine.state import TrainState
 from pitstop.engine.step import Stage, train_step

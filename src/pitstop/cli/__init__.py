@@ -10,7 +10,7 @@ import traceback
 import typer
 
 from pitstop import __version__
-from pitstop.cli import devices, evaluate, plan, recipes, train
+from pitstop.cli import data, devices, evaluate, plan, recipes, train
 from pitstop.core.errors import InputError, RankFailedError
 from pitstop.core.exit_codes import BAD_INPUT, INTERNAL, KILLED
 from pitstop.runtime.place import Place, end_process
@@ -27,6 +27,7 @@ app.command("train")(train.train)
 app.command("plan")(plan.plan)
 app.command("eval")(evaluate.evaluate)
 app.command("devices")(devices.devices)
+app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipes")
 
 

@@ -8,7 +8,7 @@ from pitstop.core.errors import InputError
 from pitstop.data.pack import PackReport, pack_once
 from pitstop.data.packed import REMARKS, PackedDataset
 from pitstop.data.resolve import resolve
-from pitstop.data.source import Source
+from pitstop.data.sources.base import Source
 
 
 def open_dataset(

@@ -28,7 +28,7 @@ from pitstop.core.errors import InputError
 from pitstop.data.convert import Split, Stored, convert, why_bad
 from pitstop.data.manifest import FORMAT, MANIFEST, VERSION, is_packed
 from pitstop.data.packed import REMARKS, SCHEMA, PackedDataset
-from pitstop.data.source import Item, Source, name_hash
+from pitstop.data.sources.base import Item, Source, name_hash
 from pitstop.io.storage import sync, write_text
 
 SHORT_SIDE = 400
@@ -315,10 +315,11 @@ def _write_split(
     job: _Job, tally: _Tally, folder: Path, split: Split, items: Sequence[Item]
 ) -> dict[str, Any]:
     """Returns the manifest's entry of the split."""
+    read = job.source.open(folder / "source")
 
     def converted(item: Item) -> Stored | str:
         try:
-            data = job.source.read(item.name)
+            data = read(item.name)
             return convert(data, split, job.short_side, job.quality)
         except Exception as error:  # decoders raise nearly anything
             return why_bad(error)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from pitstop.core.errors import InputError
 from pitstop.core.strict import did_you_mean
-from pitstop.data.digits import digits_source
 from pitstop.data.manifest import is_packed, read_manifest
-from pitstop.data.source import Source, folder_source
+from pitstop.data.sources.base import Source
+from pitstop.data.sources.digits import digits_source
+from pitstop.data.sources.folder import folder_source
 
 DIGITS = "digits"
 ACCEPTED = f"a packed dataset, a class folder, or {DIGITS!r}"

@@ -1,4 +1,4 @@
-"""What can be packed: labelled images with names, found in a folder of classes.
+"""A folder of classes.
 
 The layouts that are understood, ROOT being what the user names:
 
@@ -7,14 +7,14 @@ The layouts that are understood, ROOT being what the user names:
 """
 
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
 from pitstop.core.errors import InputError
+from pitstop.data.sources.base import HELD_OUT, Item, Source, constant_reader, hold_out
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """The file names that count as images, in any case."""
@@ -22,34 +22,7 @@ EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", 
 VAL_FOLDERS = ("val", "validation", "test")
 """The names of a validation folder; the first that is there is taken."""
 
-HELD_OUT = 0.1
-"""The part of each class that is held out where there is no validation folder."""
-
 _MISNAMED = ("training", "valid", "testing", *VAL_FOLDERS)
-
-
-class Item(NamedTuple):
-    """A labelled image: a name (path relative to the source, '/'-separated) and a class index."""
-
-    name: str
-    label: int
-
-
-@dataclass(frozen=True)
-class Source:
-    """Labelled images to pack; the items of a split are in the order of their names."""
-
-    origin: str
-    """Where it comes from, to tell the user: a path, or the name of an embedded dataset."""
-    classes: tuple[str, ...]
-    train: Sequence[Item]
-    val: Sequence[Item]
-    key: str
-    """Hex digest of the content's listing: it changes when an image is added, removed or edited."""
-    notes: tuple[str, ...]
-    """Lines to tell the user, such as what was held out."""
-    read: Callable[[str], bytes]
-    """Returns the encoded image of an item's name; raises OSError."""
 
 
 class _File(NamedTuple):
@@ -87,28 +60,7 @@ def folder_source(root: Path) -> Source:
     if not val:
         raise InputError(f"{root} has one image a class, too few to hold any out: add images")
     key = _key(root, (*train_files.values(), *val_files.values()))
-    return Source(str(root), classes, train, val, key, notes, lambda name: _read(root, name))
-
-
-def name_hash(name: str, purpose: bytes = b"") -> int:
-    """Returns 64 bits that depend on the name only, other bits for each purpose (<= 16 bytes)."""
-    digest = blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8, person=purpose)
-    return int.from_bytes(digest.digest(), "big")
-
-
-def hold_out(items: Sequence[Item], fraction: float) -> tuple[list[Item], list[Item]]:
-    """Splits items into (kept, held out), the same way each time, with `fraction` of each class.
-
-    A class of two images or more gives at least one, a class of one gives none.
-    """
-    counts = Counter(item.label for item in items)
-    owed = {label: max(1, round(fraction * n)) if n > 1 else 0 for label, n in counts.items()}
-    held: set[Item] = set()
-    for item in sorted(items, key=lambda item: (name_hash(item.name, b"hold out"), item.name)):
-        if owed[item.label] > 0:
-            owed[item.label] -= 1
-            held.add(item)
-    return [item for item in items if item not in held], [item for item in items if item in held]
+    return Source(str(root), classes, train, val, key, notes, constant_reader(partial(_read, root)))
 
 
 def _split_folders(root: Path) -> tuple[str, str | None]:

@@ -14,7 +14,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from pitstop.data.source import Item, Source, hold_out
+from pitstop.data.sources.base import Item, Source, constant_reader, hold_out
 
 HELD_OUT = 0.2
 """The part of each digit that is held out for validation."""
@@ -41,7 +41,7 @@ def digits_source() -> Source:
         val=val,
         key=blake2b(packed, digest_size=32).hexdigest(),
         notes=(),
-        read=partial(_png, images),
+        open=constant_reader(partial(_png, images)),
     )
 
 

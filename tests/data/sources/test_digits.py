@@ -5,7 +5,7 @@ import numpy as np
 from PIL import Image
 
 from pitstop.data.decode import decode
-from pitstop.data.digits import digits_source
+from pitstop.data.sources.digits import digits_source
 
 
 def test_holds_out_a_fifth_of_each_digit():
@@ -19,10 +19,10 @@ def test_holds_out_a_fifth_of_each_digit():
     assert digits_source().val == source.val
 
 
-def test_images_are_the_original_greys():
+def test_images_are_the_original_greys(tmp_path):
     source = digits_source()
     first = next(item for item in (*source.train, *source.val) if item.name == "0/0000.png")
-    data = source.read(first.name)
+    data = source.open(tmp_path)(first.name)
     image = Image.open(BytesIO(data))
     assert (image.format, image.mode, image.size) == ("PNG", "L", (8, 8))
     # the first line of the UCI file, in sixteenths

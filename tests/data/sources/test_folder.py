@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from pitstop.core.errors import InputError
-from pitstop.data.source import Item, folder_source, hold_out
+from pitstop.data.sources.base import Item, hold_out
+from pitstop.data.sources.folder import folder_source
 
 
 def touch(root: Path, *names: str) -> None:
@@ -26,7 +27,7 @@ def test_finds_classes_and_splits(tmp_path, val):
     assert source.train == [Item("train/cat/a/b/2.PNG", 0), Item("train/dog/1.jpg", 1)]
     assert source.val == [Item(f"{val}/dog/3.webp", 1)]
     assert source.notes == ()
-    assert source.read("train/dog/1.jpg") == b"x"
+    assert source.open(tmp_path)("train/dog/1.jpg") == b"x"
 
 
 def test_prefers_val_to_test(tmp_path):

@@ -5,7 +5,7 @@ import os
 import shutil
 import threading
 from collections import defaultdict
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from pitstop.core.errors import InputError
 from pitstop.core.order import Order
 from pitstop.core.recipe import Crop, Eval, parse_recipe
 from pitstop.core.rng import Stream, generator
@@ -234,16 +235,49 @@ def test_a_random_flip_is_a_coin(dataset):
 # When something goes wrong
 
 
-def test_an_unreadable_image_surfaces_by_name_and_not_before_its_batch(photos, tmp_path):
+def test_an_unreadable_image_is_named_with_its_shard_and_row(photos, tmp_path):
     plan = timeline()
     order = Order(plan)
     row = int(order.ids(2)[3])
     order.close()
-    dataset, _ = damaged(photos, tmp_path, row)
+    dataset, shard = damaged(photos, tmp_path, row)
+    name = dataset.train.name(row)
     with Loader(dataset.train, plan, range(plan.last), workers=2) as batches:
-        assert [next(batches).step, next(batches).step] == [0, 1]
-        with pytest.raises(RuntimeError, match=rf"image {dataset.train.name(row)} cannot be read"):
-            next(batches)
+        with pytest.raises(InputError) as error:
+            list(batches)
+        assert f"image {name} (row " in str(error.value)
+        assert f" of {shard}) cannot be read" in str(error.value)
+        assert "pitstop data check" in str(error.value)
+
+
+def test_an_error_ahead_is_not_held_back_until_its_batch(photos, tmp_path, monkeypatch):
+    plan = timeline()
+    order = Order(plan)
+    row = int(order.ids(4)[0])
+    order.close()
+    dataset, _ = damaged(photos, tmp_path, row)
+    failed = threading.Event()
+
+    def place(split: PackedSplit, row: int) -> str:
+        failed.set()
+        return "x.jpg"
+
+    monkeypatch.setattr(PackedSplit, "place", place)
+    with Loader(dataset.train, plan, range(plan.last), workers=1, prefetch=4) as batches:
+        assert next(batches).step == 0
+        assert failed.wait(60)
+        with pytest.raises(InputError, match=r"image x\.jpg cannot be read"):
+            list(islice(batches, 3))
+
+
+def test_memory_is_used_again_but_not_while_any_part_of_a_batch_is_held(dataset):
+    plan = timeline(epochs=20)
+    with Loader(dataset.train, plan, range(plan.last), workers=2, prefetch=1) as batches:
+        held = next(batches).images[3]
+        before = held.clone()
+        addresses = [batch.images.data_ptr() for batch in batches]
+    assert torch.equal(held, before)
+    assert len(set(addresses)) <= 4 < len(addresses)
 
 
 def test_a_shard_that_is_cut_short_while_in_use_is_said(photos, tmp_path):

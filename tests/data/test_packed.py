@@ -29,10 +29,10 @@ def test_reads_what_was_packed(folder, packed):
     assert dataset.classes == ("cat", "dog")
     assert (len(dataset.train), len(dataset.val)) == (12, 4)
     assert len(list(packed.glob("train-*.arrow"))) > 2
-    assert dataset.train.labels.dtype == np.int64
-    assert dataset.train.sizes.dtype == np.int32
+    assert dataset.train.labels.dtype == np.int32
+    assert dataset.train.sizes.dtype == np.uint16
     for split in (dataset.train, dataset.val):
-        split.prefetch(range(len(split)))
+        split.prefetch(np.arange(len(split)))
         for row in range(len(split)):
             data, name = split.read(row), split.name(row)
             assert data == (folder / name).read_bytes()
@@ -97,7 +97,7 @@ def garble(file: Path) -> None:
 
 
 def set_version(file: Path) -> None:
-    file.write_text(file.read_text().replace('"version": 1', '"version": 99'))
+    file.write_text(file.read_text().replace('"version": 2', '"version": 99'))
 
 
 def forget_a_class(file: Path) -> None:
@@ -115,12 +115,14 @@ def change_rows(file: Path) -> None:
     [
         ("train-00001.arrow", Path.unlink, "No such file or directory"),
         ("train-00001.arrow", truncate, "is damaged"),
-        ("train-00001.arrow", garble, "is damaged (not an Arrow file)"),
+        ("train.index.arrow", Path.unlink, "No such file or directory"),
+        ("train.index.arrow", truncate, "is damaged"),
+        ("train.index.arrow", garble, "is damaged (not an Arrow file)"),
         ("manifest.json", Path.unlink, "packing did not finish"),
         ("manifest.json", truncate, "is damaged (not JSON)"),
-        ("manifest.json", set_version, "has version 99, this pitstop reads 1"),
+        ("manifest.json", set_version, "has version 99, this pitstop reads 2"),
         ("manifest.json", forget_a_class, "a label beyond its classes"),
-        ("manifest.json", change_rows, "val-00000.arrow is damaged"),
+        ("manifest.json", change_rows, "val.index.arrow is damaged"),
     ],
 )
 def test_refuses_a_damaged_dataset_in_one_line(packed, file, damage, message):
@@ -160,5 +162,5 @@ def test_an_image_larger_than_a_shard_gets_its_own(tmp_path, photo):
         photo(200, 300, index).save(tmp_path / "photos" / name / f"{index}.png")
     pack(folder_source(tmp_path / "photos"), tmp_path / "packed", workers=1, shard_bytes=1)
     dataset = PackedDataset.open(tmp_path / "packed")
-    assert len(list((tmp_path / "packed").glob("*.arrow"))) == 4
+    assert len(list((tmp_path / "packed").glob("*-*.arrow"))) == 4
     assert [decode(dataset.train.read(row)).shape for row in range(2)] == [(200, 300, 3)] * 2

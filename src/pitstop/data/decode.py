@@ -1,25 +1,15 @@
-"""One image: from encoded bytes to its place in a batch.
-
-Resizing is torch's antialiased uint8 resize in its `out=` form, straight into the batch: 110 us for
-250 to 224 pixels against 250 us through `F.interpolate` and 564 us for OpenCV's INTER_AREA
-(BENCHMARKS.md). It is the same function that torchvision calls, so the pixels are torchvision's.
-"""
+"""One image: from encoded bytes to pixels; free of torch, for the processes that pack."""
 
 from io import BytesIO
-from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
-import torch
 from PIL import Image
 
-Interpolation = Literal["bilinear", "bicubic"]
+from pitstop.data.jpeg import Box, cut
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
-_RESIZE = {
-    "bilinear": torch.ops.aten._upsample_bilinear2d_aa.out,
-    "bicubic": torch.ops.aten._upsample_bicubic2d_aa.out,
-}
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -37,63 +27,33 @@ def decode(data: bytes) -> np.ndarray:
         return np.array(image.convert("RGB"))
 
 
-def crop_resize(
-    image: np.ndarray,
-    box: tuple[int, int, int, int],
-    out: torch.Tensor,
-    interpolation: Interpolation = "bilinear",
-) -> None:
-    """Writes the antialiased resize of a crop into `out`.
+class Part(NamedTuple):
+    """A part of an image, and where in it the wanted box is."""
 
-    The same as torchvision's `v2.functional.resized_crop(antialias=True)` on a uint8 tensor.
+    pixels: np.ndarray
+    """uint8 [height, width, 3]."""
+    box: Box
+
+
+def decode_part(data: bytes, box: Box) -> Part:
+    """Returns the pixels of an image that hold a box: no more of it than needed, if it is tiled.
+
+    In tiled images, chroma is upsampled plainly: each value serves two by two pixels. That is what
+    makes the part the same, bit by bit, as in the whole image (see `jpeg`). In others it is
+    smoothed, as `decode`, Pillow and torchvision do. On the crops of 400 ImageNet photos the two
+    differ by 0.8 of 255 in the mean (99% of the values by less than 7), without bias; the error
+    against the pixels that were encoded grows from 3.0 to 3.2 of 255.
 
     Args:
-        image: uint8 [height, width, 3].
+        data: as for `decode`.
         box: (top, left, height, width) in pixels, inside the image.
-        out: uint8 [3, R, S], best a slot of a batch in channels_last, which needs no copy.
+
+    Raises:
+        ValueError, OSError: as for `decode`.
     """
+    part = cut(data, box)
+    if part is None:
+        return Part(decode(data), box)
+    pixels = simplejpeg.decode_jpeg(part.data, "RGB", fastupsample=True)
     top, left, height, width = box
-    assert 0 <= top <= top + height <= image.shape[0]
-    assert 0 <= left <= left + width <= image.shape[1]
-    _resize(image[top : top + height, left : left + width], out, interpolation)
-
-
-def resize_center_crop(
-    image: np.ndarray,
-    resolution: int,
-    crop_ratio: float,
-    out: torch.Tensor,
-    interpolation: Interpolation = "bilinear",
-) -> None:
-    """Writes the center of an image into `out`: torchvision's evaluation protocol.
-
-    The same as torchvision's `v2.Resize(round(resolution / crop_ratio), antialias=True)`, then
-    `v2.CenterCrop(resolution)`, on a uint8 tensor.
-
-    Args:
-        image: uint8 [height, width, 3].
-        resolution: the side of the crop, in pixels.
-        crop_ratio: the crop's side over the resized image's short side, in (0, 1].
-        out: uint8 [3, resolution, resolution].
-    """
-    assert 0 < crop_ratio <= 1
-    height, width = _resized(image.shape[0], image.shape[1], round(resolution / crop_ratio))
-    if (height, width) == (resolution, resolution):
-        _resize(image, out, interpolation)
-        return
-    resized = torch.empty((height, width, 3), dtype=torch.uint8).permute(2, 0, 1)
-    _resize(image, resized, interpolation)
-    top, left = round((height - resolution) / 2), round((width - resolution) / 2)
-    out.copy_(resized[:, top : top + resolution, left : left + resolution])
-
-
-def _resized(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Returns (height, width) with the given short side, the long side rounded as torchvision."""
-    if width <= height:
-        return int(short_side * height / width), short_side
-    return short_side, int(short_side * width / height)
-
-
-def _resize(pixels: np.ndarray, out: torch.Tensor, interpolation: Interpolation) -> None:
-    source = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
-    _RESIZE[interpolation](source, list(out.shape[1:]), False, out=out.unsqueeze(0))
+    return Part(pixels, (top - part.top, left - part.left, height, width))

@@ -7,7 +7,7 @@ from typing import Any
 from pitstop.core.errors import InputError
 
 FORMAT = "pitstop packed images"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 
 

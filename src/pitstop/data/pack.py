@@ -27,7 +27,7 @@ from pitstop import __version__
 from pitstop.core.errors import InputError
 from pitstop.data.convert import Split, Stored, convert, why_bad
 from pitstop.data.manifest import FORMAT, MANIFEST, VERSION, is_packed
-from pitstop.data.packed import REMARKS, SCHEMA, PackedDataset
+from pitstop.data.packed import REMARKS, SCHEMA, PackedDataset, write_index
 from pitstop.data.sources.base import Item, Source, name_hash
 from pitstop.io.storage import sync, write_text
 
@@ -387,7 +387,9 @@ class _Shards:
         if self._rows:
             self._flush()
         rows = sum(shard["rows"] for shard in self._written)
-        return {"rows": rows, "content": self._content.hexdigest(), "shards": self._written}
+        index = write_index(self._folder, self._split, self._written)
+        content = self._content.hexdigest()
+        return {"rows": rows, "content": content, "shards": self._written, "index": index}
 
     def _clear(self) -> None:
         self._images = bytearray()

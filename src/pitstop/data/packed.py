@@ -1,20 +1,25 @@
 """The packed dataset: a directory of Arrow IPC shards and a manifest; this module reads it.
 
 A shard (`train-00000.arrow`, ..., `val-00000.arrow`, ...) is an Arrow IPC file of one uncompressed
-record batch of `SCHEMA`, so any Arrow tool opens it. `manifest.json` is written last: without it
-the dataset is not ready. Its `digest` identifies the content, wherever and whenever it was made.
+record batch of `SCHEMA`, so any Arrow tool opens it. Training images may be there a second time, in
+smaller copies ("levels": `train-160-00000.arrow`, ...), row for row. What is needed to find the
+images of a split again stands in its index (`train.index.arrow`, of `INDEX_SCHEMA`).
+`manifest.json` is written last: without it the dataset is not ready. Its `digest` identifies the
+content, wherever and whenever it was made.
 
-Opening copies the small columns out of the memory-mapped shards and drops the maps. Image bytes are
-read with `os.pread` only: a page fault of a map under the GIL would stop every thread, and a
-truncated map is SIGBUS.
+The index is memory-mapped: 14 million images are open at once and take no memory of their own.
+Image bytes are read with `os.pread` only: a page fault of a map under the GIL would stop every
+thread, and a truncated map is SIGBUS.
 """
 
+import mmap
 import os
 import resource
 import sys
+import threading
+import time
 import weakref
-from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -25,6 +30,7 @@ import pyarrow as pa
 
 from pitstop.core.errors import InputError
 from pitstop.data.manifest import read_manifest
+from pitstop.io.storage import is_locked, sha256, sync
 
 REMARKS = "remarks.csv"
 """Which images were skipped or converted, and why: columns split, name, action, why."""
@@ -39,62 +45,163 @@ SCHEMA = pa.schema(
     ]
 )
 
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("label", pa.int32(), nullable=False),
+        pa.field("size", pa.list_(pa.field("side", pa.uint16(), nullable=False), 2), False),
+        pa.field("start", pa.int64(), nullable=False),  # of the image in its shard's file, bytes
+        pa.field("length", pa.uint32(), nullable=False),  # of the image, bytes
+    ]
+)
+"""20 bytes an image; `size` is (height, width)."""
+
+LEVEL_MARGIN = 8 / 7
+"""A level serves resolutions up to its short side over this, as 256 serves 224."""
+
+STAGING = "staging.json"
+"""There while shards are still being copied here (see `stage`); a lock is held as long."""
+
+STAGING_LOCK = ".staging.lock"
+
 _SPARE_FILES = 256
 """Open files that the rest of a run may need besides the shards."""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class PackedSplit:
-    """The images of a split, by row. Reading is thread-safe; there is no state to keep."""
+    """The images of a split, by row. Reading is thread-safe.
+
+    Args:
+        folder: of the dataset.
+        entry: the split's, or a level's, in the manifest.
+        num_classes: to check the labels.
+
+    Raises:
+        InputError: a file is missing or not as listed.
+    """
 
     labels: np.ndarray
-    """int64 [n]: class indices."""
+    """int32 [n]: class indices."""
     sizes: np.ndarray
-    """int32 [n, 2]: (height, width) in pixels of the images as stored."""
-    _starts: np.ndarray
-    """int64 [n]: where an image begins in its shard's file, in bytes."""
-    _lengths: np.ndarray
-    """int64 [n]: its size in bytes."""
-    _first_rows: tuple[int, ...]
-    _paths: tuple[Path, ...]
-    _descriptors: tuple[int, ...]
+    """uint16 [n, 2]: (height, width) in pixels of the images as stored."""
+    levels: Mapping[int, "PackedSplit"]
+    """The smaller copies by their short side in pixels, in ascending order."""
+
+    def __init__(self, folder: Path, entry: dict[str, Any], num_classes: int) -> None:
+        rows = [shard["rows"] for shard in entry["shards"]]
+        index = folder / entry["index"]["file"]
+        self.labels, self.sizes, self._starts, self._lengths = _map_index(
+            index, entry["index"]["bytes"], sum(rows)
+        )
+        if self.labels.min() < 0 or self.labels.max() >= num_classes:
+            raise InputError(f"{folder} is damaged (a label beyond its classes): pack again")
+        self._first_rows = np.array([0, *accumulate(rows[:-1])])
+        self._shards = _Shards(folder, entry["shards"])
+        self.levels = {
+            int(side): PackedSplit(folder, level, num_classes)
+            for side, level in sorted(entry.get("levels", {}).items(), key=lambda kv: int(kv[0]))
+        }
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def at(self, resolution: int) -> "PackedSplit":
+        """Returns the smallest copies of the images that serve a resolution in pixels."""
+        serving = (side for side in self.levels if side >= LEVEL_MARGIN * resolution)
+        return self.levels.get(next(serving, 0), self)
 
     def read(self, row: int) -> bytes:
         """Returns the encoded image of a row, 0 <= row < len(self).
 
         Raises:
-            InputError: the shard was cut short since it was opened.
+            InputError: the shard was cut short since it was opened, or was never copied here.
             OSError: the disk cannot read it.
         """
         shard = self._shard(row)
         length = int(self._lengths[row])
-        data = os.pread(self._descriptors[shard], length, int(self._starts[row]))
+        data = os.pread(self._shards.descriptor(shard), length, int(self._starts[row]))
         if len(data) != length:
-            raise InputError(f"{self._paths[shard]} was cut short while in use: pack again")
+            raise InputError(f"{self._shards.path(shard)} was cut short while in use: pack again")
         return data
 
-    def prefetch(self, rows: Iterable[int]) -> None:
-        """Asks the kernel to read the images of these rows ahead; does nothing where it cannot."""
+    def prefetch(self, rows: np.ndarray) -> None:
+        """Asks the kernel to read the images of these rows ahead; does nothing where it cannot.
+
+        Args:
+            rows: int64 [k].
+        """
         if sys.platform != "linux":
             return
-        for row in rows:
-            start, length = int(self._starts[row]), int(self._lengths[row])
-            descriptor = self._descriptors[self._shard(row)]
-            os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_WILLNEED)
+        rows = np.sort(rows)  # as they lie on the disk
+        shards = np.searchsorted(self._first_rows, rows, "right") - 1
+        starts, lengths = self._starts[rows].tolist(), self._lengths[rows].tolist()
+        for shard, start, length in zip(shards.tolist(), starts, lengths, strict=True):
+            if (descriptor := self._shards.open_descriptor(shard)) is not None:
+                os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_WILLNEED)
 
     def name(self, row: int) -> str:
         """Returns the path that a row's image had in the source. Slow: it opens the shard."""
         shard = self._shard(row)
-        with pa.memory_map(str(self._paths[shard])) as file:
-            batch = pa.ipc.open_file(file).get_batch(0)
-            return batch.column("name")[row - self._first_rows[shard]].as_py()
+        batch = _read_shard(self._shards.path(shard))
+        return batch.column("name")[row - int(self._first_rows[shard])].as_py()
+
+    def place(self, row: int) -> str:
+        """Returns where a row's image lies, to tell the user: shard file, row in it, and name."""
+        shard = self._shard(row)
+        path, row_in_shard = self._shards.path(shard), row - int(self._first_rows[shard])
+        try:
+            return f"{self.name(row)} (row {row_in_shard} of {path})"
+        except InputError:  # so damaged that it does not even open
+            return f"in row {row_in_shard} of {path}"
 
     def _shard(self, row: int) -> int:
         assert 0 <= row < len(self), f"row {row} of {len(self)}"
-        return bisect_right(self._first_rows, row) - 1
+        return int(np.searchsorted(self._first_rows, row, "right")) - 1
+
+
+class _Shards:
+    """The shards' files. All are opened at once, so that they may be deleted or replaced; only
+    those that are still being copied here are opened when they come."""
+
+    def __init__(self, folder: Path, entries: Sequence[dict[str, Any]]) -> None:
+        self._folder, self._entries = folder, entries
+        self._descriptors: list[int | None] = []
+        self._lock = threading.Lock()
+        weakref.finalize(self, _close, self._descriptors)
+        staging = (folder / STAGING).exists()
+        for entry in entries:
+            missing = staging and not (folder / entry["file"]).exists()
+            self._descriptors.append(None if missing else self._open(entry))
+
+    def path(self, shard: int) -> Path:
+        return self._folder / self._entries[shard]["file"]
+
+    def open_descriptor(self, shard: int) -> int | None:
+        """Returns the descriptor of a shard, None if it is not here yet."""
+        return self._descriptors[shard]
+
+    def descriptor(self, shard: int) -> int:
+        """Returns the descriptor of a shard, having waited for it if it is being copied here."""
+        descriptor = self._descriptors[shard]
+        return self._wait_for(shard) if descriptor is None else descriptor
+
+    def _wait_for(self, shard: int) -> int:
+        with self._lock:
+            if (descriptor := self._descriptors[shard]) is not None:
+                return descriptor
+            while not self.path(shard).exists():
+                if not is_locked(self._folder / STAGING_LOCK) and not self.path(shard).exists():
+                    raise InputError(
+                        f"{self.path(shard)} is missing, and nobody is copying it here: run the "
+                        "same `pitstop data stage` again"
+                    )
+                time.sleep(0.1)
+            descriptor = self._descriptors[shard] = self._open(self._entries[shard])
+            return descriptor
+
+    def _open(self, entry: dict[str, Any]) -> int:
+        file = self._folder / entry["file"]
+        _check_size(file, entry["bytes"])
+        return os.open(file, os.O_RDONLY)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -117,66 +224,88 @@ class PackedDataset:
         """
         path = Path(path)
         manifest = read_manifest(path)
-        shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
-        _allow_open_files(path, len(shards))
+        splits = manifest["splits"]
+        entries = [*splits.values(), *splits["train"].get("levels", {}).values()]
+        _allow_open_files(path, sum(len(entry["shards"]) for entry in entries))
         classes = tuple(manifest["classes"])
-        train, val = (
-            _open_split(path, manifest["splits"][split]["shards"], len(classes))
-            for split in ("train", "val")
-        )
+        train, val = (PackedSplit(path, splits[name], len(classes)) for name in ("train", "val"))
         return cls(path, classes, manifest["digest"], train, val)
 
 
-def _open_split(path: Path, shards: list[dict[str, Any]], num_classes: int) -> PackedSplit:
-    paths = tuple(path / shard["file"] for shard in shards)
-    descriptors: list[int] = []
-    try:
-        for file, shard in zip(paths, shards, strict=True):
-            descriptors.append(_open_shard(file, shard["bytes"]))
-        columns = [_read_columns(path / shard["file"], shard["rows"]) for shard in shards]
-        labels, sizes, starts, lengths = (np.concatenate(c) for c in zip(*columns, strict=True))
-        if labels.min() < 0 or labels.max() >= num_classes:
-            raise InputError(f"{path} is damaged (a label beyond its classes): pack again")
-    except BaseException:
-        _close(descriptors)
-        raise
-    first_rows = tuple(accumulate((shard["rows"] for shard in shards[:-1]), initial=0))
-    split = PackedSplit(labels, sizes, starts, lengths, first_rows, paths, tuple(descriptors))
-    weakref.finalize(split, _close, descriptors)
-    return split
+def write_index(folder: Path, name: str, shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Writes the index of a split's shards and returns its entry for the manifest.
+
+    Args:
+        folder: of the dataset.
+        name: of the split or level, as in the names of its shards: `train`, `train-160`.
+        shards: their entries, in order.
+    """
+    columns = [_columns(folder / shard["file"]) for shard in shards]
+    label, size, start, length = (np.concatenate(c) for c in zip(*columns, strict=True))
+    sizes = pa.FixedSizeListArray.from_arrays(
+        pa.array(size.ravel()), type=INDEX_SCHEMA.field("size").type
+    )
+    arrays = [pa.array(label), sizes, pa.array(start), pa.array(length)]
+    file = folder / f"{name}.index.arrow"
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, INDEX_SCHEMA) as writer:
+        writer.write_batch(pa.record_batch(arrays, schema=INDEX_SCHEMA))
+    sync(file)
+    return {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256(file)}
 
 
-def _open_shard(file: Path, size: int) -> int:
-    try:
-        found = file.stat().st_size
-        if found == size:
-            return os.open(file, os.O_RDONLY)
-    except OSError as error:
-        raise InputError(f"{file} cannot be read ({error.strerror}): pack again") from None
-    raise InputError(f"{file} is damaged ({found:,} bytes instead of {size:,}): pack again")
-
-
-def _close(descriptors: Iterable[int]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)
-
-
-def _read_columns(file: Path, rows: int) -> tuple[np.ndarray, ...]:
-    """Returns copies of a shard's labels, sizes, and the images' starts and lengths in its file."""
+def _columns(file: Path) -> tuple[np.ndarray, ...]:
+    """Returns a shard's labels, sizes, and the images' starts and lengths in its file."""
     with pa.memory_map(str(file)) as mapped:
-        try:
-            batch = pa.ipc.open_file(mapped).get_batch(0)
-        except pa.ArrowException:
-            raise InputError(f"{file} is damaged (not an Arrow file): pack again") from None
-        if batch.schema != SCHEMA or batch.num_rows != rows:
-            raise InputError(f"{file} is damaged (other rows than listed): pack again")
+        batch = pa.ipc.open_file(mapped).get_batch(0)
         mapped.seek(0)
         base = mapped.read_buffer().address
-        _, offsets_buffer, images = batch.column("image").buffers()
-        offsets = np.frombuffer(offsets_buffer, np.int64, rows + 1)
-        starts = offsets[:-1] + (images.address - base)
+        _, offsets, images = batch.column("image").buffers()
+        ends = np.frombuffer(offsets, np.int64, batch.num_rows + 1)
+        starts = ends[:-1] + (images.address - base)
         label, height, width = (batch.column(name).to_numpy() for name in SCHEMA.names[1:4])
-        return label.astype(np.int64), np.stack([height, width], 1), starts, np.diff(offsets)
+        size = np.stack([height, width], axis=1).astype(np.uint16)
+        return label.copy(), size, starts, np.diff(ends).astype(np.uint32)
+
+
+def _map_index(file: Path, size: int, rows: int) -> tuple[np.ndarray, ...]:
+    """Returns views of the mapped index: labels, sizes, starts and lengths."""
+    _check_size(file, size)
+    with file.open("rb") as opened:
+        mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    if hasattr(mmap, "MADV_WILLNEED"):
+        mapped.madvise(mmap.MADV_WILLNEED)
+    try:
+        batch = pa.ipc.open_file(pa.py_buffer(mapped)).get_batch(0)
+    except pa.ArrowException:
+        raise InputError(f"{file} is damaged (not an Arrow file): pack again") from None
+    if batch.schema != INDEX_SCHEMA or batch.num_rows != rows:
+        raise InputError(f"{file} is damaged (other rows than listed): pack again")
+    label, start, length = (batch.column(name).to_numpy() for name in ("label", "start", "length"))
+    sizes = batch.column("size").flatten().to_numpy().reshape(rows, 2)
+    return label, sizes, start, length
+
+
+def _read_shard(file: Path) -> pa.RecordBatch:
+    """Returns a shard's rows, mapped."""
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(file))).get_batch(0)
+    except (pa.ArrowException, OSError):
+        raise InputError(f"{file} is damaged (not an Arrow file): pack again") from None
+
+
+def _check_size(file: Path, size: int) -> None:
+    try:
+        found = file.stat().st_size
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}): pack again") from None
+    if found != size:
+        raise InputError(f"{file} is damaged ({found:,} bytes instead of {size:,}): pack again")
+
+
+def _close(descriptors: Iterable[int | None]) -> None:
+    for descriptor in descriptors:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _allow_open_files(path: Path, shards: int) -> None:

@@ -96,3 +96,15 @@ def locked(path: Path, busy: str) -> Generator[None]:
         except BlockingIOError:
             raise InputError(busy) from None
         yield
+
+
+def is_locked(path: Path) -> bool:
+    """Says whether a process, perhaps this one, holds the lock on `path`."""
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False

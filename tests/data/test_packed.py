@@ -3,6 +3,7 @@ import json
 import os
 import resource
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import pytest
 
 from pitstop.core.errors import InputError
 from pitstop.data.decode import decode
+from pitstop.data.manifest import read_manifest
 from pitstop.data.pack import pack
-from pitstop.data.packed import PackedDataset
+from pitstop.data.packed import STAGING, STAGING_LOCK, PackedDataset
 from pitstop.data.sources.folder import folder_source
+from pitstop.io.storage import locked
 
 
 @pytest.fixture
@@ -164,3 +167,36 @@ def test_an_image_larger_than_a_shard_gets_its_own(tmp_path, photo):
     dataset = PackedDataset.open(tmp_path / "packed")
     assert len(list((tmp_path / "packed").glob("*-*.arrow"))) == 4
     assert [decode(dataset.train.read(row)).shape for row in range(2)] == [(200, 300, 3)] * 2
+
+
+def take_away(packed: Path, name: str) -> Path:
+    """Makes the dataset one that is still being staged, a shard of which is missing yet."""
+    (packed / STAGING).write_text("{}")
+    return (packed / name).rename(packed.parent / name)
+
+
+def rows_of_shard(packed: Path, shard: int) -> range:
+    rows = [s["rows"] for s in read_manifest(packed)["splits"]["train"]["shards"]]
+    return range(sum(rows[:shard]), sum(rows[: shard + 1]))
+
+
+@pytest.mark.timeout(60)
+def test_a_shard_that_is_being_copied_here_is_waited_for(packed):
+    row = rows_of_shard(packed, 1)[0]
+    expected = PackedDataset.open(packed).train.read(row)
+    elsewhere = take_away(packed, "train-00001.arrow")
+    dataset = PackedDataset.open(packed)
+    dataset.train.prefetch(np.arange(len(dataset.train)))
+    assert dataset.train.read(0)
+    with locked(packed / STAGING_LOCK, "busy"), ThreadPoolExecutor() as pool:
+        reading = [pool.submit(dataset.train.read, row) for _ in range(3)]
+        elsewhere.rename(packed / "train-00001.arrow")
+        assert [future.result() for future in reading] == [expected] * 3
+
+
+def test_a_shard_that_nobody_copies_here_any_more_is_said(packed):
+    row = rows_of_shard(packed, 1)[0]
+    take_away(packed, "train-00001.arrow")
+    dataset = PackedDataset.open(packed)
+    with pytest.raises(InputError, match=r"train-00001.arrow is missing.*pitstop data stage"):
+        dataset.train.read(row)

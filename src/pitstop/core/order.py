@@ -5,6 +5,7 @@ number of workers, ranks or machines has no say in them, and nothing needs savin
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from pitstop.core.rng import Stream, generator, philox
 from pitstop.core.timeline import Segment, Timeline
 
 Ids = NDArray[np.int64]
+_Pass = NDArray[np.integer[Any]]
 
 
 def permutation(seed: int, walk: int, pass_: int, size: int) -> Ids:
@@ -32,6 +34,11 @@ def permutation(seed: int, walk: int, pass_: int, size: int) -> Ids:
     return keys.view(np.int64)
 
 
+def _compact_permutation(seed: int, walk: int, pass_: int, size: int) -> _Pass:
+    """Returns the permutation in as few bytes as suffice, since two passes are kept."""
+    return permutation(seed, walk, pass_, size).astype(np.min_scalar_type(size))
+
+
 def rank_slice(batch_size: int, rank: int, world: int) -> slice:
     """Returns the rank's contiguous share of a global batch; shares differ by at most one."""
     return slice(batch_size * rank // world, batch_size * (rank + 1) // world)
@@ -47,20 +54,20 @@ class Order:
     def __init__(self, timeline: Timeline) -> None:
         self._timeline = timeline
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="order")
-        self._passes: dict[tuple[int, int, int, int], Future[Ids]] = {}
+        self._passes: dict[tuple[int, int, int, int], Future[_Pass]] = {}
 
     def ids(self, step: int) -> Ids:
         """Returns the rows of the packed training split for `step`, int64 [batch_size]."""
         segment = self._timeline.segment_at(step)
         at = self._timeline.position(step)
-        pieces: list[Ids] = []
+        pieces: list[_Pass] = []
         pass_, index, missing = at.pass_, at.index, segment.batch_size
         while missing:
             piece = self._pass(segment, pass_)[index : index + missing]
             pieces.append(piece)
             missing -= len(piece)
             pass_, index = pass_ + 1, 0
-        return np.concatenate(pieces)
+        return np.concatenate(pieces).astype(np.int64)
 
     def passes(self, step: int) -> Ids:
         """Returns how often the run has begun a pass before each image's own, int64 [batch_size].
@@ -77,14 +84,14 @@ class Order:
         """Ends the thread."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _pass(self, segment: Segment, pass_: int) -> Ids:
+    def _pass(self, segment: Segment, pass_: int) -> _Pass:
         key = (segment.recipe.seed, segment.walk, pass_, segment.num_samples)
         after = (segment.recipe.seed, segment.walk, pass_ + 1, segment.num_samples)
         self._passes = {k: self._passes.get(k) or self._later(k) for k in (key, after)}
         return self._passes[key].result()
 
-    def _later(self, key: tuple[int, int, int, int]) -> Future[Ids]:
-        return self._pool.submit(permutation, *key)
+    def _later(self, key: tuple[int, int, int, int]) -> Future[_Pass]:
+        return self._pool.submit(_compact_permutation, *key)
 
 
 def alternating_sides(seed: int, num_samples: int) -> NDArray[np.bool_]:

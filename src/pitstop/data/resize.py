@@ -78,5 +78,6 @@ def _resized(height: int, width: int, short_side: int) -> tuple[int, int]:
 
 
 def _resize(pixels: np.ndarray, out: torch.Tensor, interpolation: Interpolation) -> None:
-    source = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
+    # numpy copies a crop in half the time that torch would take for it inside the operator
+    source = torch.from_numpy(np.ascontiguousarray(pixels)[None]).permute(0, 3, 1, 2)
     _RESIZE[interpolation](source, list(out.shape[1:]), False, out=out.unsqueeze(0))

@@ -159,12 +159,9 @@ class BareLoop:
         total = torch.zeros(())
         for step in range(first, first + steps):
             batch = self.batches[step % len(self.batches)]
-            assert batch.flip is not None
             for group in self.optimizer.param_groups:
                 group["lr"], group["momentum"] = self.rates[step]
-            flipped = batch.images.flip(3)
-            images = torch.where(batch.flip[:, None, None, None], flipped, batch.images)
-            images = images.float().sub_(self.mean).div_(self.std)
+            images = batch.images.float().sub_(self.mean).div_(self.std)
             with torch.autocast("cpu", torch.bfloat16):
                 logits = self.model(images)
             loss = F.cross_entropy(

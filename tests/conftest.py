@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Generator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,3 +70,49 @@ def machines() -> Generator[tuple[Machine, Machine]]:
     for machine in both:
         machine.kill()
         ip("netns", "delete", machine.namespace)
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Generator[str]:
+    """An S3 server on loopback, for as long as the tests run."""
+    import logging
+
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+SECRET = "a-secret-that-nobody-prints"
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """An environment with the keys of AWS, and nothing of the user's own."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-credentials"))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    return monkeypatch
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str, aws: pytest.MonkeyPatch) -> str:
+    """The URL of an empty bucket on the S3 server, to which the environment points."""
+    import uuid
+
+    import boto3
+
+    aws.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    name = f"bucket-{uuid.uuid4().hex}"
+    client = boto3.client("s3", region_name="us-east-1")
+    client.create_bucket(Bucket=name)
+    client.close()
+    return f"s3://{name}"

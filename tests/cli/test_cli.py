@@ -182,7 +182,7 @@ MISTAKES = {
     "no YAML": (("--set", "lr=[1"), r"--set lr=\[1: the value is not YAML"),
     "data": (("--data", "missing/photos"), r"missing/photos does not exist"),
     "digits": (("--data", "digts"), r"digts does not exist; did you mean 'digits'\?"),
-    "URL": (("--data", "https://host/photos.tar"), r"is a URL: download it"),
+    "URL": (("--data", "https://host/photos.tar"), r"is a URL that is not read: download it"),
     "model": (("--model", "resnet81"), r"no model 'resnet81'; did you mean 'resnet18'\?"),
     "kwargs": (("--set", "model.kwargs={depth: 3}"), r"model\.kwargs: resnet18 .*'depth'"),
     "no kwargs": (("--set", "model.kwargs=3"), r"model\.kwargs: "),

@@ -74,6 +74,7 @@ def test_the_layout_of_the_key_is_that_of_numpys_philox(key):
 def test_streams_keep_their_numbers():
     """Renumbering a stream would change every run that goes on from an old checkpoint."""
     known = {"ORDER": 0, "CROP": 1, "FLIP": 2, "MIX": 3, "INIT": 4, "MODEL": 5}
+    known |= {"AUGMENT": 6, "JITTER": 7, "ERASE": 8, "NOISE": 9}
     assert known.items() <= {stream.name: stream.value for stream in Stream}.items()
     assert len({stream.value for stream in Stream}) == len(Stream.__members__)
 

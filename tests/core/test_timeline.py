@@ -255,6 +255,23 @@ def test_settings_are_finite_and_within_what_the_recipe_says(timeline):
         assert 0 <= settings_.ema_decay < 1
 
 
+def test_strengths_of_augmentation_vary_over_their_phase_and_are_held_by_an_extension():
+    rising = {"keypoints": [[0, 0.0], ["100%", 1.0]]}
+    augmented = {
+        "augment": {"name": "rand_augment", "magnitude": rising},
+        "color_jitter": {"brightness": rising, "contrast": 0.3},
+        "random_erasing": {"prob": rising},
+    }
+    stated = recipe(phases=[{"duration": "50%"}, augmented])
+    extend = Amendment(step=40, change=Extend(epochs=1, lr=0.1))
+    timeline = Timeline(stated, [extend], num_samples=100)
+    for name in ("magnitude", "brightness", "erasing_prob"):
+        values = [getattr(timeline.settings_at(s), name) for s in (0, 19, 20, 30, 39, 45)]
+        assert values == pytest.approx([0, 0, 0, 0.5, 0.95, 0.95]), name
+    assert [timeline.settings_at(s).contrast for s in (0, 20, 45)] == [0, 0.3, 0.3]
+    assert timeline.settings_at(20).hue == timeline.settings_at(20).saturation == 0
+
+
 def test_a_schedule_over_the_run_does_not_notice_the_phases():
     phases = [{"duration": "25%", "batch_size": 20}, {"duration": "rest", "resolution": 64}]
     timeline = Timeline(recipe(lr=0.5, phases=phases), num_samples=100)

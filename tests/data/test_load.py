@@ -1,8 +1,11 @@
 """Loaders: batches follow from the timeline, and their pixels are torchvision's."""
 
+import gc
 import io
 import os
+import re
 import shutil
+import sys
 import threading
 from collections import defaultdict
 from itertools import islice, pairwise
@@ -75,8 +78,6 @@ def assert_same(one: Batch, other: Batch) -> None:
     assert np.array_equal(one.ids, other.ids)
     assert torch.equal(one.images, other.images)
     assert torch.equal(one.labels, other.labels)
-    assert (one.flip is None) == (other.flip is None)
-    assert one.flip is None or torch.equal(one.flip, other.flip)
 
 
 def assert_all_same(some: list[Batch], others: list[Batch]) -> None:
@@ -115,7 +116,7 @@ def test_the_images_are_those_of_the_order_with_their_labels(dataset):
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_pixels_are_those_of_the_crop_and_resize_by_torchvision(dataset, interpolation):
     crop = {"scale": [0.3, 1.0], "interpolation": interpolation}
-    plan = timeline(seed=5, crop=crop)
+    plan = timeline(seed=5, crop=crop, flip="none")
     mode = v2.InterpolationMode(interpolation)
     for batch in loaded(dataset.train, plan, range(3)):
         assert batch.images.dtype == torch.uint8
@@ -160,8 +161,6 @@ def test_the_ranks_shares_are_the_global_batch(dataset, world, flip):
         assert np.array_equal(np.concatenate([share.ids for share in shares]), batch.ids)
         assert torch.equal(torch.cat([share.images for share in shares]), batch.images)
         assert torch.equal(torch.cat([share.labels for share in shares]), batch.labels)
-        if flip != "none":
-            assert torch.equal(torch.cat([share.flip for share in shares]), batch.flip)
         for share in shares:
             assert np.array_equal(batch.ids[share.share], share.ids)
 
@@ -187,48 +186,55 @@ def test_crops_differ_from_step_to_step_and_seed_to_seed(dataset):
 # Flips
 
 
-def flips(batches: list[Batch]) -> dict[int, list[bool]]:
-    """Each image's flips, in the order of its epochs."""
-    seen = defaultdict(list)
-    for batch in batches:
-        assert batch.flip is not None
-        assert batch.flip.dtype == torch.bool
-        for row, flip in zip(batch.ids.tolist(), batch.flip.tolist(), strict=True):
-            seen[row].append(flip)
+def flips(dataset: PackedDataset, plan: Timeline) -> list[tuple[int, bool]]:
+    """The (row, mirrored) of all images in order: each is its unmirrored twin, or its mirror."""
+    recipe = plan.recipe.model_dump(mode="json")
+    for phase in recipe["phases"]:
+        phase["flip"] = "none"
+    still = Timeline(parse_recipe(recipe, "still"), num_samples=plan.num_samples)
+    seen = []
+    for batch, twin in zip(loaded(dataset.train, plan), loaded(dataset.train, still), strict=True):
+        for row, image, unmirrored in zip(batch.ids, batch.images, twin.images, strict=True):
+            mirrored = not torch.equal(image, unmirrored)
+            assert not mirrored or torch.equal(image, unmirrored.flip(2))
+            seen.append((int(row), mirrored))
     return seen
 
 
+def by_image(flips: list[tuple[int, bool]]) -> list[list[bool]]:
+    """Each image's flips in the order of its epochs, in the order of the images."""
+    seen = defaultdict(list)
+    for row, mirrored in flips:
+        seen[row].append(mirrored)
+    assert sorted(seen) == list(range(TRAIN))
+    return [seen[row] for row in range(TRAIN)]
+
+
 def test_without_flip_there_is_none(dataset):
-    assert all(b.flip is None for b in loaded(dataset.train, timeline(flip="none")))
+    assert not any(mirrored for _, mirrored in flips(dataset, timeline(flip="none")))
 
 
 def test_an_alternating_flip_alternates_for_each_image(dataset):
     """Also across phases of another size and batch; the first sides are about half and half."""
-    seen = flips(loaded(dataset.train, timeline(phases=PHASES, flip="alternating")))
-    assert len(seen) == TRAIN
-    for sides in seen.values():
+    seen = by_image(flips(dataset, timeline(phases=PHASES, flip="alternating")))
+    for sides in seen:
         assert len(sides) >= 3
         assert all(one != other for one, other in pairwise(sides))
-    assert 0.25 < np.mean([sides[0] for sides in seen.values()]) < 0.75
+    assert 0.25 < np.mean([sides[0] for sides in seen]) < 0.75
 
 
 def test_the_seed_decides_who_is_flipped_first(dataset):
     one, other = (
-        flips(loaded(dataset.train, timeline(flip="alternating", seed=seed))) for seed in (0, 1)
+        by_image(flips(dataset, timeline(flip="alternating", seed=seed))) for seed in (0, 1)
     )
     assert one != other
 
 
-def test_a_random_flip_is_tossed_anew_in_each_step(dataset):
-    tosses = [tuple(b.flip.tolist()) for b in loaded(dataset.train, timeline(flip="random"))]
-    assert len(set(tosses)) > len(tosses) / 2
-
-
-def test_a_random_flip_is_a_coin(dataset):
-    seen = flips(loaded(dataset.train, timeline(flip="random", epochs=12)))
-    tosses = [toss for sides in seen.values() for toss in sides]
+def test_a_random_flip_is_a_coin_tossed_anew_in_each_step(dataset):
+    seen = by_image(flips(dataset, timeline(flip="random", epochs=12)))
+    tosses = [toss for sides in seen for toss in sides]
     assert abs(np.mean(tosses) - 0.5) < 5 * 0.5 / len(tosses) ** 0.5
-    changes = [one != other for s in seen.values() for one, other in pairwise(s)]
+    changes = [one != other for s in seen for one, other in pairwise(s)]
     assert abs(np.mean(changes) - 0.5) < 5 * 0.5 / len(changes) ** 0.5
 
 
@@ -268,6 +274,23 @@ def test_an_error_ahead_is_not_held_back_until_its_batch(photos, tmp_path, monke
         assert failed.wait(60)
         with pytest.raises(InputError, match=r"image x\.jpg cannot be read"):
             list(islice(batches, 3))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_stays_flat_over_2000_batches(dataset):
+    def anonymous() -> int:
+        """The process's memory without files, in bytes."""
+        gc.collect()
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"RssAnon:\s+(\d+) kB", status)[1]) * 1024
+
+    plan = timeline(epochs=2400 * 8 / TRAIN)
+    with Loader(dataset.train, plan, range(plan.last), workers=2) as batches:
+        for batch in islice(batches, 400):
+            assert batch.images.shape == (8, 3, 16, 16)
+        before = anonymous()
+        assert sum(1 for _ in batches) >= 2000
+        assert anonymous() - before < 4 * 2**20
 
 
 def test_memory_is_used_again_but_not_while_any_part_of_a_batch_is_held(dataset):

@@ -92,8 +92,8 @@ def test_says_that_a_packed_directory_is_unfinished(folder, tmp_path):
 def test_refuses_in_one_line_what_it_cannot_open(folder, tmp_path):
     (tmp_path / "photos.tar").write_bytes(b"")
     for spec, message in (
-        ("s3://bucket/photos", "is a URL: download it, then name a packed dataset, a class folder"),
-        (str(tmp_path / "photos.tar"), "is a file: unpack it if it is an archive"),
+        ("ftp://x/photos", "is a URL that is not read: download it, then name a packed dataset"),
+        (str(tmp_path / "photos.tar"), "is a file of no known kind: name a packed dataset"),
         ("digit", "digit does not exist; did you mean 'digits'?"),
         (str(tmp_path / "photo"), f"does not exist; did you mean '{folder}'?"),
         (

@@ -1,10 +1,9 @@
 import csv
 import json
 import os
-import signal
-import subprocess
-import sys
+import struct
 import tarfile
+import zlib
 from collections import Counter
 from dataclasses import replace
 from io import BytesIO
@@ -12,16 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from pitstop.core.errors import InputError
+from pitstop.data import converters, jpeg
+from pitstop.data.convert import Settings, convert
 from pitstop.data.decode import decode
-from pitstop.data.pack import PackingStoppedError, pack, stratified_order
+from pitstop.data.pack import pack, stratified_order
 from pitstop.data.packed import PackedDataset
 from pitstop.data.sources.base import Item
-from pitstop.data.sources.digits import digits_source
 from pitstop.data.sources.folder import folder_source
 
 ORIENTATION = 0x0112
@@ -41,11 +42,17 @@ def stored(dataset: PackedDataset) -> dict[str, bytes]:
     }
 
 
-def test_same_bytes_with_any_number_of_workers(folder, tmp_path):
-    source = folder_source(folder)
-    for workers in (1, 4):
-        pack(source, tmp_path / f"packed{workers}", workers=workers, shard_bytes=3000)
-    assert packed_files(tmp_path / "packed1") == packed_files(tmp_path / "packed4")
+def test_same_bytes_with_any_number_of_workers(folder, tmp_path, photo, encode, monkeypatch):
+    for name, data in (odd_images(photo, encode) | {"bad.jpg": b"bad"}).items():
+        (folder / "train/cat" / name).write_bytes(data)
+    for few, workers in ((2000, 1), (2000, 4), (0, 1), (0, 3)):
+        monkeypatch.setattr(converters, "FEW", few)  # fewer images are converted by threads
+        out = tmp_path / f"packed {few} {workers}"
+        pack(folder_source(folder), out, workers=workers, shard_bytes=9000, levels=(30, 45))
+    first, *others = (packed_files(out) for out in sorted(tmp_path.glob("packed *")))
+    assert len(others) == 3
+    assert all(other == first for other in others)
+    assert len([name for name in first if name.startswith("train-00")]) > 2
 
 
 def test_digest_tells_the_content_not_the_place_or_the_shards(folder, tmp_path):
@@ -97,11 +104,96 @@ def test_training_images_are_shrunk_and_others_keep_their_bytes(folder, tmp_path
     assert report.converted == ()
 
 
+def test_a_photo_that_is_halved_while_decoding_looks_the_same(encode):
+    """Sides that 8 does not divide: what libjpeg adds at the edges must not shift the rest."""
+    down, right = np.arange(1205)[:, None] / 4, np.arange(1603) / 4
+    waves = (128 + 100 * np.sin(right / 1.6) * np.cos(down / 1.6)).astype(np.uint8)
+    data = encode(Image.fromarray(waves).convert("RGB"), "JPEG", quality=95)
+    picture = convert(data, "train", Settings(100, 100)).pictures[0]
+    full = Image.fromarray(decode(data)).resize((133, 100), Image.Resampling.LANCZOS)
+    assert (picture.height, picture.width) == (100, 133)
+    expected = decode(jpeg.encode(np.asarray(full), 100)).astype(float)
+    assert np.abs(decode(picture.data) - expected).mean() < 2  # 10 if shifted
+
+
 def test_none_keeps_the_sizes(folder, tmp_path, photo):
     photo(500, 600, 1).save(folder / "train/cat/large.jpg")
     pack(folder_source(folder), tmp_path / "packed", workers=1, short_side=None)
     data = stored(PackedDataset.open(tmp_path / "packed"))
-    assert data["train/cat/large.jpg"] == (folder / "train/cat/large.jpg").read_bytes()
+    assert decode(data["train/cat/large.jpg"]).shape == (500, 600, 3)
+    assert data["train/cat/0.jpg"] == (folder / "train/cat/0.jpg").read_bytes()
+
+
+def test_a_training_image_becomes_tiles_where_that_is_faster(folder, tmp_path, photo):
+    """The fine one needs fewer bytes in tiles of quality 90; the coarse one has few already."""
+    place = folder / "train/cat"
+    photo(300, 320, 1).save(place / "fine.jpg", quality=100, subsampling=0)
+    photo(300, 320, 2).save(place / "coarse.jpg", quality=20)
+    photo(300, 320, 3).save(place / "lossless.png")
+    photo(128, 320, 4).save(place / "small.png")
+    report = pack(folder_source(folder), tmp_path / "packed", workers=1)
+    data = stored(PackedDataset.open(tmp_path / "packed"))
+    for name, tiled in [("fine.jpg", 1), ("coarse.jpg", 0), ("lossless.png", 1), ("small.png", 0)]:
+        after, before = data[f"train/cat/{name}"], (place / name).read_bytes()
+        assert (jpeg.cut(after, (0, 0, 8, 8)) is not None) == tiled
+        assert (after == before) == (not tiled)
+        with Image.open(place / name) as image:
+            difference = np.abs(decode(after).astype(float) - np.asarray(image))
+        assert difference.mean() < 3
+    assert report.converted == ()
+
+
+def test_levels_are_small_copies_row_for_row(folder, tmp_path, photo, encode):
+    (folder / "train/cat/tiny.png").write_bytes(encode(photo(20, 30), "PNG"))
+    (folder / "train/cat/large.jpg").write_bytes(encode(photo(700, 900), "JPEG"))
+    (folder / "train/cat/turned.jpg").write_bytes(encode(photo(60, 90), "JPEG", exif=exif(6)))
+    out = tmp_path / "packed"
+    plain = pack(folder_source(folder), tmp_path / "plain", workers=2, short_side=70)
+    report = pack(
+        folder_source(folder), out, workers=2, short_side=70, levels=(50, 25), shard_bytes=9000
+    )
+    assert report.digest != plain.digest
+    assert report.bytes == sum(file.stat().st_size for file in out.glob("*-00*.arrow"))
+    train = PackedDataset.open(out).train
+    assert list(train.levels) == [25, 50]
+    entry = json.loads((out / "manifest.json").read_text())["splits"]["train"]
+    assert len(entry["shards"]) > 1
+    for side, level in train.levels.items():
+        shards = entry["levels"][str(side)]["shards"]
+        assert [s["rows"] for s in shards] == [s["rows"] for s in entry["shards"]]
+        assert [s["file"] for s in shards] == [
+            s["file"].replace("train", f"train-{side}") for s in entry["shards"]
+        ]
+        assert (level.labels == train.labels).all()
+        for row in range(len(train)):
+            assert level.name(row) == train.name(row)
+            file, image = folder / train.name(row), Image.open(BytesIO(level.read(row)))
+            assert image.size == tuple(level.sizes[row])[::-1]
+            before = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
+            if min(before.size) <= side:
+                assert level.read(row) == train.read(row)
+                continue
+            assert image.format == "JPEG"
+            assert min(image.size) == side
+            reference = np.asarray(before.resize(image.size, Image.Resampling.LANCZOS))
+            expected = decode(jpeg.encode(reference, 90)).astype(float)
+            assert np.abs(decode(level.read(row)) - expected).mean() < 2, train.name(row)
+    assert PackedDataset.open(out).val.levels == {}
+
+
+def test_a_level_must_be_smaller_than_the_images(folder, tmp_path):
+    with pytest.raises(InputError, match="level 400 is not below the short side of 400"):
+        pack(folder_source(folder), tmp_path / "packed", workers=2, levels=(160, 400))
+    report = pack(
+        folder_source(folder), tmp_path / "packed", workers=1, short_side=None, levels=[9]
+    )
+    assert list(PackedDataset.open(report.path).train.levels) == [9]
+
+
+def test_a_declared_class_may_have_no_images(folder, tmp_path):
+    source = replace(folder_source(folder), classes=("cat", "dog", "unicorn"))
+    pack(source, tmp_path / "packed", workers=1)
+    assert PackedDataset.open(tmp_path / "packed").classes[2] == "unicorn"
 
 
 def odd_images(photo, encode) -> dict[str, bytes]:
@@ -125,7 +217,12 @@ def odd_images(photo, encode) -> dict[str, bytes]:
         "bits.png": encode(rgb.convert("1"), "PNG"),
         "grey16.png": encode(Image.fromarray(grey16), "PNG"),
         "cmyk.jpg": encode(rgb.convert("CMYK"), "JPEG"),
+        "ycck.jpg": simplejpeg.encode_jpeg(
+            np.ascontiguousarray(rgb.convert("CMYK")), 90, "CMYK", "444"
+        ),
         "photo.webp": encode(rgb, "WEBP"),
+        "webp.JPEG": encode(rgb, "WEBP"),
+        "gif.JPEG": encode(rgb, "GIF"),
         "photo.gif": encode(rgb, "GIF", save_all=True, append_images=[photo(40, 60, 1)]),
         "photo.bmp": encode(rgb, "BMP"),
         "photo.tiff": encode(rgb, "TIFF"),
@@ -176,7 +273,9 @@ def test_reasons_are_listed(tmp_path, folder, photo, encode):
     report = pack(folder_source(folder), tmp_path / "packed", workers=2)
     why = {Path(remark.name).name: remark.why for remark in report.converted}
     assert why["rgba.png"] == "mode RGBA"
-    assert why["photo.webp"] == "format WEBP"
+    assert why["photo.webp"] == why["webp.JPEG"] == "format WEBP"
+    assert why["gif.JPEG"] == "format GIF"
+    assert why["cmyk.jpg"] == why["ycck.jpg"] == "mode CMYK"
     assert why["turned6.jpg"] == "EXIF orientation"
     rows = list(csv.DictReader((tmp_path / "packed/remarks.csv").read_text().splitlines()))
     assert [row["name"] for row in rows] == [remark.name for remark in report.converted]
@@ -188,11 +287,13 @@ def test_reasons_are_listed(tmp_path, folder, photo, encode):
 def test_wrong_extension_and_grey_images_keep_their_bytes(folder, tmp_path, photo, encode):
     files = {
         "train/cat/png.JPEG": encode(photo(30, 40), "PNG"),
+        "train/cat/broken exif.jpg": encode(photo(30, 40), "JPEG", exif=b"Exif\0\0II*\0no tags"),
         "train/cat/jpeg.png": encode(photo(30, 40), "JPEG"),
         "train/dog/grey.jpg": encode(photo(30, 40).convert("L"), "JPEG"),
         "val/dog/grey.png": encode(photo(30, 40).convert("L"), "PNG"),
         "val/dog/large.jpg": encode(photo(500, 700), "JPEG"),
         "val/dog/upright.jpg": encode(photo(30, 40), "JPEG", exif=exif(1)),
+        "val/dog/broken exif.jpg": encode(photo(30, 40), "JPEG", exif=b"Exif\0\0II*\0no tags"),
     }
     for name, data in files.items():
         (folder / name).write_bytes(data)
@@ -210,6 +311,7 @@ def test_large_grey_image_stays_grey(folder, tmp_path, photo):
 
 
 BAD = (
+    "bomb.png",
     "bomb.ppm",
     "empty.jpg",
     "float.tiff",
@@ -218,6 +320,7 @@ BAD = (
     "head.jpg",
     "nearly.jpg",
     "text.jpg",
+    "wide.png",
 )
 
 
@@ -230,9 +333,17 @@ def bad_images(photo, encode) -> dict[str, bytes]:
         "empty.jpg": b"",
         "text.jpg": b"hello, world",
         "bomb.ppm": b"P6 30000 30000 255 ",
+        "bomb.png": resized(png, 20_000, 20_000),
+        "wide.png": encode(Image.new("L", (65_536, 1)), "PNG"),
         "head.jpg": jpeg[:3],
         "float.tiff": encode(Image.new("F", (4, 4)), "TIFF"),
     }
+
+
+def resized(png: bytes, width: int, height: int) -> bytes:
+    """Returns a PNG that claims another size."""
+    header = b"IHDR" + struct.pack(">II", width, height) + png[24:29]
+    return png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -247,10 +358,49 @@ def test_a_bad_image_is_skipped_and_named(folder, tmp_path, photo, encode, split
     assert f"{split}/dog/{name},skipped," in (tmp_path / "packed/remarks.csv").read_text()
 
 
+@pytest.mark.parametrize("name", ["bomb.png", "bomb.ppm"])
+def test_a_decompression_bomb_is_known_by_its_header(photo, encode, name):
+    data = bad_images(photo, encode)[name]
+    assert len(data) < 100_000
+    with pytest.raises(Image.DecompressionBombError):
+        convert(data, "train", Settings(400, 90))
+
+
 def test_an_unreadable_image_is_skipped(folder, tmp_path):
     (folder / "train/dog/gone.jpg").symlink_to("nowhere.jpg")
+    (folder / "train/dog/loop.jpg").symlink_to("loop.jpg")
     report = pack(folder_source(folder), tmp_path / "packed", workers=2)
-    assert report.skipped[0].why == "cannot be read: No such file or directory"
+    assert {remark.name: remark.why for remark in report.skipped} == {
+        "train/dog/gone.jpg": "cannot be read: No such file or directory",
+        "train/dog/loop.jpg": "cannot be read: Too many levels of symbolic links",
+    }
+
+
+def test_a_file_that_may_not_be_read_is_skipped(folder, tmp_path):
+    (folder / "train/dog/0.jpg").chmod(0)
+    if os.access(folder / "train/dog/0.jpg", os.R_OK):
+        pytest.skip("root may read any file")
+    report = pack(folder_source(folder), tmp_path / "packed", workers=2)
+    assert report.skipped[0].why == "cannot be read: Permission denied"
+
+
+def test_a_folder_that_is_named_like_an_image(folder, tmp_path):
+    (folder / "train/dog/0.jpg").rename(folder / "train/dog/inner.jpg")
+    (folder / "train/dog/0.jpg").mkdir()
+    (folder / "train/dog/inner.jpg").rename(folder / "train/dog/0.jpg/inner.jpg")
+    report = pack(folder_source(folder), tmp_path / "packed", workers=2)
+    assert report.skipped == ()
+    assert "train/dog/0.jpg/inner.jpg" in stored(PackedDataset.open(tmp_path / "packed"))
+
+
+def test_fail_tolerates_no_bad_image(folder, tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        (folder / "train/cat" / name).write_bytes(b"bad")
+    with pytest.raises(InputError, match=r"2 of 18 images .*repair or delete those listed in"):
+        pack(folder_source(folder), tmp_path / "packed", workers=2, on_bad="fail")
+    listed = (tmp_path / "packed.bad.txt").read_text().splitlines()
+    assert sorted(line.split("\t")[0] for line in listed) == ["train/cat/a.jpg", "train/cat/b.jpg"]
+    assert len(pack(folder_source(folder), tmp_path / "packed", workers=2).skipped) == 2
 
 
 def test_many_bad_images_are_refused_and_listed(folder, tmp_path, photo, encode):
@@ -260,7 +410,7 @@ def test_many_bad_images_are_refused_and_listed(folder, tmp_path, photo, encode)
     with pytest.raises(InputError) as error:
         pack(folder_source(folder), tmp_path / "packed", workers=2)
     text = str(error.value)
-    assert f"8 of 24 images in {folder} are bad, such as train/cat/" in text
+    assert f"10 of 26 images in {folder} are bad, such as train/cat/" in text
     assert "\n" not in text
     listed = (tmp_path / "packed.bad.txt").read_text().splitlines()
     assert {Path(line.split("\t")[0]).name for line in listed} == set(bad) == set(BAD)
@@ -314,49 +464,6 @@ def test_replaces_a_packed_dataset_and_nothing_else(folder, tmp_path, photo):
     with pytest.raises(InputError, match="is there and is no packed dataset"):
         pack(folder_source(folder), folder, workers=1)
     assert len(folder_source(folder).train) == 13
-
-
-def test_stopping_leaves_nothing_behind(folder, tmp_path):
-    done = []
-    with pytest.raises(PackingStoppedError):
-        pack(
-            folder_source(folder),
-            tmp_path / "packed",
-            workers=2,
-            progress=lambda count, _: done.append(count),
-            should_stop=lambda: len(done) == 3,
-        )
-    assert done == [1, 2, 3]
-    assert {path.name for path in tmp_path.iterdir()} == {"photos", ".packed.lock"}
-
-
-PACK_DIGITS = """
-import sys
-from pathlib import Path
-from pitstop.data.sources.digits import digits_source
-from pitstop.data.pack import pack
-pack(digits_source(), Path(sys.argv[1]), workers=2, shard_bytes=20_000,
-     progress=lambda done, total: print(done, flush=True))
-"""
-
-
-@pytest.mark.parametrize("kill_after", [1, 900, 1700])
-def test_killed_in_the_middle_then_packed_again(tmp_path, kill_after):
-    command = [sys.executable, "-c", PACK_DIGITS, str(tmp_path / "packed")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if int(line) == kill_after:
-                process.send_signal(signal.SIGKILL)
-                break
-    assert process.returncode == -signal.SIGKILL
-    with pytest.raises(InputError):
-        PackedDataset.open(tmp_path / "packed")
-    assert (tmp_path / ".packed.packing").is_dir()
-    pack(digits_source(), tmp_path / "packed", workers=2, shard_bytes=20_000)
-    pack(digits_source(), tmp_path / "calm", workers=1, shard_bytes=20_000)
-    assert packed_files(tmp_path / "packed") == packed_files(tmp_path / "calm")
-    assert not (tmp_path / ".packed.packing").exists()
 
 
 def test_real_photos(tmp_path):

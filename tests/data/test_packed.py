@@ -1,8 +1,10 @@
 import gc
 import json
 import os
+import re
 import resource
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -13,9 +15,9 @@ import pytest
 
 from pitstop.core.errors import InputError
 from pitstop.data.decode import decode
-from pitstop.data.manifest import read_manifest
+from pitstop.data.manifest import STAGING, STAGING_LOCK, read_manifest
 from pitstop.data.pack import pack
-from pitstop.data.packed import STAGING, STAGING_LOCK, PackedDataset
+from pitstop.data.packed import INDEX_SCHEMA, PackedDataset
 from pitstop.data.sources.folder import folder_source
 from pitstop.io.storage import locked
 
@@ -200,3 +202,34 @@ def test_a_shard_that_nobody_copies_here_any_more_is_said(packed):
     dataset = PackedDataset.open(packed)
     with pytest.raises(InputError, match=r"train-00001.arrow is missing.*pitstop data stage"):
         dataset.train.read(row)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_two_million_images_open_without_memory_of_their_own(packed):
+    """The index grows; the shards stay, so only the columns can be read."""
+    rows = 2_000_000
+    file = packed / "train.index.arrow"
+    column = pa.array(np.zeros(2 * rows, np.uint16))
+    size = pa.FixedSizeListArray.from_arrays(column, type=INDEX_SCHEMA.field("size").type)
+    others = [np.arange(rows) % 2, np.arange(rows), np.full(rows, 50_000)]
+    types = [INDEX_SCHEMA.field(name).type for name in ("label", "start", "length")]
+    label, start, length = (pa.array(c, t) for c, t in zip(others, types, strict=True))
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, INDEX_SCHEMA) as writer:
+        writer.write_batch(pa.record_batch([label, size, start, length], schema=INDEX_SCHEMA))
+    del column, size, others, label, start, length
+    manifest = json.loads((packed / "manifest.json").read_text())
+    train = manifest["splits"]["train"]
+    train["shards"] = [{**train["shards"][0], "rows": rows}]
+    train["index"]["bytes"] = file.stat().st_size
+    (packed / "manifest.json").write_text(json.dumps(manifest))
+
+    def anonymous() -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"RssAnon:\s+(\d+) kB", status)[1]) * 1024
+
+    gc.collect()
+    before = anonymous()
+    dataset = PackedDataset.open(packed)
+    assert len(dataset.train) == rows
+    assert dataset.train.labels[-3:].tolist() == [1, 0, 1]
+    assert anonymous() - before < 2**20

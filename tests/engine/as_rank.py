@@ -143,7 +143,7 @@ def ids(ranks: Ranks, data: PackedDataset) -> Any:
     with Loader(
         data.train, timeline, range(5), rank=ranks.rank, world=ranks.world, workers=1
     ) as batches:
-        return [(batch.ids, batch.images, batch.flip) for batch in batches]
+        return [(batch.ids, batch.images) for batch in batches]
 
 
 def compiled(ranks: Ranks, data: PackedDataset) -> Any:

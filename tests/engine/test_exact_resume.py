@@ -70,7 +70,7 @@ def test_the_number_of_decoding_threads_changes_nothing(trainer, uninterrupted, 
     from pitstop.engine import train as engine
 
     class OneWorker(engine.Loader):
-        def __init__(self, *args, workers: int, **options) -> None:
+        def __init__(self, *args, workers: int, prefetch: int, **options) -> None:
             super().__init__(*args, workers=1, prefetch=1, **options)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -149,6 +149,26 @@ def test_the_table_shows_segments_and_phases() -> None:
     assert "5 evaluations at 128 px, crop ratio 0.875" in text
 
 
+def test_augmentation_is_shown_with_its_course() -> None:
+    rising = {"keypoints": [[0, 2.0], ["100%", 9.0]]}
+    plan = timeline(
+        color_jitter={"brightness": 0.4, "hue": 0.1},
+        augment={"name": "rand_augment", "magnitude": rising},
+        random_erasing={"prob": 0.25},
+        phases=[{"duration": "5ep", "batch_size": 100}],
+    )
+    (segment,) = as_json(plan)["segments"]
+    assert segment["augment"] == "rand_augment"
+    assert segment["magnitude"] == pytest.approx([2.0, 9.0], abs=0.15)
+    assert segment["jitter_brightness"] == [0.4]
+    assert segment["jitter_contrast"] == [0.0]
+    assert segment["erasing_prob"] == [0.25]
+    text = " ".join(printed(plan).split())
+    assert "brightness 0.4, hue 0.1, 2 x rand_augment of magnitude 2 → 8.86, erasing 0.25" in text
+    trivial = timeline(augment="trivial_augment_wide")
+    assert "flip random, trivial_augment_wide, label" in " ".join(printed(trivial).split())
+
+
 def test_the_table_fits_a_narrow_terminal() -> None:
     assert "…" not in printed(timeline(), width=80)
 

@@ -129,7 +129,6 @@ def batches(steps: int) -> Iterator[Batch]:
             ids=np.arange(SIZE),
             images=images.permute(0, 3, 1, 2),
             labels=torch.arange(SIZE) % CLASSES,
-            flip=torch.arange(SIZE) % 2 == 0,
         )
 
 

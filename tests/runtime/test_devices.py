@@ -60,7 +60,6 @@ def batch(step: int = 0) -> Batch:
         ids=np.arange(SIZE),
         images=images.permute(0, 3, 1, 2),
         labels=torch.arange(SIZE) % CLASSES,
-        flip=torch.arange(SIZE) % 2 == 0,
     )
 
 

@@ -84,6 +84,7 @@ def train(
         "compile": compile,
         "deterministic": deterministic,
         "threads": threads,
+        "workers": workers,
         "target_accuracy": target_accuracy,
         "data": data,
     }
@@ -118,7 +119,6 @@ def train(
     outcome = run_training(
         wish,
         out,
-        workers=workers,
         resume=resume,
         start_over=no_resume,
         rank_timeout=rank_timeout,

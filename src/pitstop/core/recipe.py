@@ -14,15 +14,38 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from pitstop.core.errors import InputError
 from pitstop.core.length import Length
 from pitstop.core.schedule import Cosine, LrSchedule, Value, Varying, named, within
 from pitstop.core.strict import Strict, did_you_mean
 
+
+def _up_to(high: float) -> AfterValidator:
+    """Returns a check that a `Value` is at most `high`."""
+
+    def check(value: float | Varying) -> float | Varying:
+        values = [v for _, v in value.keypoints] if isinstance(value, Varying) else [value]
+        if max(values) > high:
+            raise ValueError(f"{max(values):g} must be at most {high:g}")
+        return value
+
+    return AfterValidator(check)
+
+
 Momentum = Annotated[Value, within(0, 1)]
 Alpha = Annotated[Value, within(0, math.inf)]
+Magnitude = Annotated[Value, within(0, math.inf)]
+Share = Annotated[Value, within(0, math.inf), _up_to(1)]
+Turn = Annotated[Value, within(0, math.inf), _up_to(0.5)]
 HalfLife = Annotated[Value, within(1e-3, math.inf)]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
@@ -42,6 +65,71 @@ class Crop(Strict):
     def _ranges(self) -> Self:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale {list(self.scale)} must be 0 < low <= high <= 1")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"ratio {list(self.ratio)} must be 0 < low <= high")
+        return self
+
+
+class RandAugment(Strict):
+    """RandAugment (arXiv 1909.13719), as torchvision's; with `increasing` as timm's `inc1`.
+
+    `prob`, of each operation, and `magnitude_std` have timm's meaning.
+    """
+
+    name: Literal["rand_augment"] = "rand_augment"
+    num_ops: int = Field(default=2, ge=1)
+    magnitude: Magnitude = 9.0
+    magnitude_std: float = Field(default=0.0, ge=0)
+    prob: float = Field(default=1.0, ge=0, le=1)
+    increasing: bool = False
+
+    @property
+    def highest_magnitude(self) -> int:
+        """The magnitude of full strength: torchvision's is the last of 31, timm's is 10."""
+        return 10 if self.increasing else 30
+
+    @model_validator(mode="after")
+    def _magnitude_on_its_scale(self) -> Self:
+        m, top = self.magnitude, self.highest_magnitude
+        highest = max(v for _, v in m.keypoints) if isinstance(m, Varying) else m
+        if highest > top:
+            raise ValueError(f"magnitude {highest:g} must be at most {top} here")
+        return self
+
+
+class TrivialAugmentWide(Strict):
+    """TrivialAugment with the wide space (arXiv 2103.10158), as torchvision's."""
+
+    name: Literal["trivial_augment_wide"] = "trivial_augment_wide"
+
+
+AnyAugment = Annotated[
+    Annotated[RandAugment | TrivialAugmentWide, Field(discriminator="name")], BeforeValidator(named)
+]
+"""An augmentation policy in a recipe: a name (`rand_augment`) or a mapping with a `name`."""
+
+
+class ColorJitter(Strict):
+    """torchvision's ColorJitter: factors from 1 - value to 1 + value, hue in turns."""
+
+    brightness: Share = 0.0
+    contrast: Share = 0.0
+    saturation: Share = 0.0
+    hue: Turn = 0.0
+
+
+class RandomErasing(Strict):
+    """Random erasing (arXiv 1708.04896) of normalised images, as torchvision's and timm's."""
+
+    prob: Share = 0.5
+    scale: tuple[float, float] = (0.02, 0.33)
+    ratio: tuple[float, float] = (0.3, 3.3)
+    mode: Literal["const", "pixel"] = "const"
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        if not 0 <= self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale {list(self.scale)} must be 0 <= low <= high <= 1")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"ratio {list(self.ratio)} must be 0 < low <= high")
         return self
@@ -186,6 +274,9 @@ class PhaseSettings(Strict):
     lr_schedule: LrSchedule = Cosine()
     crop: Crop = Crop()
     flip: Literal["none", "random", "alternating"] = "random"
+    color_jitter: ColorJitter | None = None
+    augment: AnyAugment | None = None
+    random_erasing: RandomErasing | None = None
     mix: Mix | None = None
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     freeze: tuple[str, ...] = ()
@@ -254,6 +345,10 @@ class Recipe(PhaseSettings):
     """Same bits on each run on a GPU too; slower."""
     threads: int | None = Field(default=None, ge=1)
     """Threads that compute on a CPU; all cores by default. Small models are faster with one."""
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Threads that decode images, of each rank; `auto`: the machine's ranks share its cores."""
+    prefetch: int = Field(default=4, ge=1)
+    """Batches that are decoded ahead."""
     target_accuracy: float | None = Field(default=None, gt=0, le=100)
 
     @model_validator(mode="before")
@@ -281,12 +376,13 @@ class Recipe(PhaseSettings):
     def identity(self) -> dict[str, Any]:
         """Returns what decides the result, as flat `phases.0.batch_size`-like keys to values.
 
-        Left out: circumstance (device, precision, compile, deterministic, threads), what only
-        observes (checkpoint), when to stop early (target_accuracy), names, and the settings that
+        Left out: circumstance (device, precision, compile, deterministic, threads, workers,
+        prefetch), what only observes (checkpoint), when to stop early (target_accuracy), names, and the settings that
         each phase repeats.
         """
         aside = {"data", "name", "checkpoint", "target_accuracy"}
-        aside |= {"device", "precision", "compile", "deterministic", "threads"}
+        aside |= {"device", "precision", "compile", "deterministic"}
+        aside |= {"threads", "workers", "prefetch"}
         stated = self.model_dump(mode="json", exclude=aside | set(PhaseSettings.model_fields))
         for phase in stated["phases"]:
             del phase["name"]
@@ -458,13 +554,16 @@ def _users_keys(location: tuple[int | str, ...], raw: Any) -> list[str]:
     return keys
 
 
+_USUAL_KINDS = {"optimizer": "sgd", "lr_schedule": "cosine", "augment": "rand_augment"}
+
+
 def _which_name(context: dict[str, Any], keys: list[str], raw: Any) -> str:
     """Returns what is wrong with the `name` that says which kind a mapping is of."""
     if "expected_tags" in context:
         names = context["expected_tags"].replace("'", "").split(", ")
         given = str(context["tag"])
         return f"{given[:60]!r} is not one of {', '.join(names)}{did_you_mean(given, names)}"
-    kind = {"optimizer": "sgd", "lr_schedule": "cosine"}.get(keys[-1] if keys else "", "...")
+    kind = _USUAL_KINDS.get(keys[-1] if keys else "", "...")
     return f"is missing: say which kind, such as `name: {kind}`"
 
 
@@ -535,7 +634,7 @@ def _override(raw: dict[str, Any], dotted: str, value: Any) -> None:
     node: Any = raw
     for part in path:
         node = _child(node, part, dotted)
-    if last == "name" and path and path[-1] in ("model", "optimizer", "lr_schedule"):
+    if last == "name" and path and path[-1] in ("model", *_USUAL_KINDS):
         cast("dict[str, Any]", node).clear()  # the keys of one kind mean nothing to another
     node[_key(node, last, dotted)] = value
 

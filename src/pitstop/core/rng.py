@@ -19,6 +19,10 @@ class Stream(IntEnum):
     MIX = 3
     INIT = 4
     MODEL = 5
+    AUGMENT = 6
+    JITTER = 7
+    ERASE = 8
+    NOISE = 9
 
 
 def philox(seed: int, stream: Stream, *counter: int) -> np.random.Philox:

@@ -19,8 +19,8 @@ from pydantic import Field, TypeAdapter
 
 from pitstop.core.errors import InputError
 from pitstop.core.length import Length
-from pitstop.core.recipe import Phase, PhaseSettings, Recipe
-from pitstop.core.schedule import Curve, Linear, Span, constant, value_curve
+from pitstop.core.recipe import ColorJitter, Mix, Phase, PhaseSettings, RandAugment, Recipe
+from pitstop.core.schedule import Curve, Linear, Span, Varying, constant, value_curve
 from pitstop.core.strict import Strict
 
 RAMP_SIZES = 4
@@ -39,6 +39,12 @@ class Curves:
     mixup_alpha: Curve
     cutmix_alpha: Curve
     ema_half_life: Curve
+    magnitude: Curve
+    brightness: Curve
+    contrast: Curve
+    saturation: Curve
+    hue: Curve
+    erasing_prob: Curve
 
     def shifted(self, steps: int) -> "Curves":
         return Curves(*(getattr(self, curve.name).shifted(steps) for curve in fields(self)))
@@ -105,6 +111,14 @@ class StepSettings:
     mixup_alpha: float
     cutmix_alpha: float
     ema_decay: float
+    magnitude: float
+    """RandAugment's; 0 without it."""
+    brightness: float
+    """Color jitter's; so are the next three."""
+    contrast: float
+    saturation: float
+    hue: float
+    erasing_prob: float
     segment: Segment = field(repr=False)
 
 
@@ -222,6 +236,12 @@ class Timeline:
             mixup_alpha=curves.mixup_alpha(step),
             cutmix_alpha=curves.cutmix_alpha(step),
             ema_decay=min(0.5 ** (1 / half_life), (1 + step) / (10 + step)) if half_life else 0.0,
+            magnitude=curves.magnitude(step),
+            brightness=curves.brightness(step),
+            contrast=curves.contrast(step),
+            saturation=curves.saturation(step),
+            hue=curves.hue(step),
+            erasing_prob=curves.erasing_prob(step),
             segment=segment,
         )
 
@@ -365,7 +385,7 @@ def _new_walk(place: _Place, epoch: float, subset: int) -> _Place:
     )
 
 
-_STILL = Curves(*[constant(0.0)] * 5)
+_STILL = Curves(*[constant(0.0)] * len(fields(Curves)))
 
 
 def _subset(recipe: Recipe, index: int, num_samples: int) -> int:
@@ -419,13 +439,24 @@ def _curves(recipe: Recipe, phase: Phase, run: Span, own: Span, first: int) -> C
         momentum, start_momentum = value_curve(recipe.optimizer.momentum, run), 0
     else:
         start_momentum = start
-    mix = phase.mix
+
+    def over_phase(value: float | Varying) -> Curve:
+        return value_curve(value, own).shifted(first)
+
+    mix, policy = phase.mix or Mix(), phase.augment
+    jitter, erasing = phase.color_jitter or ColorJitter(), phase.random_erasing
     return Curves(
         lr=_scaled(shape, phase.peak_lr()).shifted(start),
         momentum=momentum.shifted(start_momentum),
-        mixup_alpha=value_curve(mix.mixup_alpha if mix else 0.0, own).shifted(first),
-        cutmix_alpha=value_curve(mix.cutmix_alpha if mix else 0.0, own).shifted(first),
+        mixup_alpha=over_phase(mix.mixup_alpha),
+        cutmix_alpha=over_phase(mix.cutmix_alpha),
         ema_half_life=value_curve(recipe.ema.half_life if recipe.ema else 0.0, run),
+        magnitude=over_phase(policy.magnitude if isinstance(policy, RandAugment) else 0.0),
+        brightness=over_phase(jitter.brightness),
+        contrast=over_phase(jitter.contrast),
+        saturation=over_phase(jitter.saturation),
+        hue=over_phase(jitter.hue),
+        erasing_prob=over_phase(erasing.prob if erasing else 0.0),
     )
 
 
@@ -451,6 +482,7 @@ def _extension(end: Segment, extend: Extend) -> Segment:
     steps = max(1, math.ceil(extend.epochs * end.num_samples / end.batch_size))
     fall = Linear().curve(Span(steps, lambda _: 0))
     here = end.last
+    held = {f.name: constant(getattr(end.curves, f.name)(here - 1)) for f in fields(Curves)}
     return replace(
         end,
         phase=end.phase.model_copy(
@@ -460,13 +492,7 @@ def _extension(end: Segment, extend: Extend) -> Segment:
         first=here,
         last=here + steps,
         walk_first=end.walk_position(here),
-        curves=Curves(
-            lr=_scaled(fall, extend.lr).shifted(here),
-            momentum=constant(end.curves.momentum(here - 1)),
-            mixup_alpha=constant(end.curves.mixup_alpha(here - 1)),
-            cutmix_alpha=constant(end.curves.cutmix_alpha(here - 1)),
-            ema_half_life=constant(end.curves.ema_half_life(here - 1)),
-        ),
+        curves=Curves(**{**held, "lr": _scaled(fall, extend.lr).shifted(here)}),
     )
 
 

@@ -121,6 +121,8 @@ class Cut(NamedTuple):
     top: int
     """Where the part begins in the image, in pixels."""
     left: int
+    height: int
+    width: int
 
 
 class _Index(NamedTuple):
@@ -153,7 +155,7 @@ def cut(data: bytes, box: Box) -> Cut | None:
     rows = slice(top // index.tile_height, -(-(top + height) // index.tile_height))
     columns = slice(left // index.tile_width, -(-(left + width) // index.tile_width))
     if rows == slice(0, index.rows) and columns == slice(0, index.columns):
-        return Cut(data, 0, 0)
+        return Cut(data, 0, 0, *_SIDES.unpack_from(data, index.height_at))
     return _cut(data, index, rows, columns)
 
 
@@ -182,4 +184,4 @@ def _cut(data: bytes, index: _Index, rows: slice, columns: slice) -> Cut:
     markers = lengths.ravel().cumsum(dtype=np.int64) + (index.first_tile - removed - 1)
     np.frombuffer(part, np.uint8)[markers] = _NUMBERS[: len(markers)]
     part[-2:] = _EOI
-    return Cut(part, top, left)
+    return Cut(part, top, left, height, width)

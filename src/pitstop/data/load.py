@@ -23,9 +23,9 @@ from pitstop.core.recipe import Eval
 from pitstop.core.rng import Stream, generator
 from pitstop.core.timeline import Segment, Timeline
 from pitstop.data.augment import crop_boxes
-from pitstop.data.decode import decode, decode_part
+from pitstop.data.decode import decode, decode_crop
 from pitstop.data.packed import PackedSplit
-from pitstop.data.resize import crop_resize, resize_center_crop
+from pitstop.data.resize import resize, resize_center_crop
 
 CHUNK = 16
 """Images a task: small enough to spread a batch over all threads, large enough to cost nothing."""
@@ -41,11 +41,9 @@ class Batch:
     ids: np.ndarray
     """int64 [B]: rows of the training split."""
     images: torch.Tensor
-    """uint8 [B, 3, R, R], channels_last."""
+    """uint8 [B, 3, R, R], channels_last: cropped, resized, and mirrored where the phase says so."""
     labels: torch.Tensor
     """int64 [B]."""
-    flip: torch.Tensor | None
-    """bool [B]: which images are to be mirrored, None where none is."""
 
 
 T = TypeVar("T")
@@ -214,7 +212,7 @@ class Loader(_Threads[Batch]):
         ids = everyone[share]
         rng = generator(segment.recipe.seed, Stream.CROP, step)
         boxes = crop_boxes(split.sizes[everyone], segment.phase.crop, rng)[share].tolist()
-        flip = self._flip(segment, step, everyone)
+        mirrored = self._mirrored(segment, step, everyone)[share].tolist()
         images = self._memory.images(len(ids), segment.resolution)
         batch = Batch(
             step=step,
@@ -222,19 +220,19 @@ class Loader(_Threads[Batch]):
             ids=ids,
             images=images,
             labels=torch.from_numpy(split.labels[ids].astype(np.int64)),
-            flip=None if flip is None else torch.from_numpy(flip[share]),
         )
         interpolation = segment.phase.crop.interpolation
         rows, slots = ids.tolist(), images.unbind()
 
         def fill(i: int) -> None:
-            pixels, box = decode_part(split.read(rows[i]), boxes[i])
-            crop_resize(pixels, box, slots[i], interpolation)
+            resize(decode_crop(split.read(rows[i]), boxes[i]), slots[i], interpolation)
+            if mirrored[i]:  # 22 us while it is in the cache; 250 us an image in the whole batch
+                slots[i].copy_(slots[i].flip(2))
 
         split.prefetch(ids)
         return _Job(batch, len(ids), fill, lambda i: split.place(rows[i]))
 
-    def _flip(self, segment: Segment, step: int, ids: np.ndarray) -> np.ndarray | None:
+    def _mirrored(self, segment: Segment, step: int, ids: np.ndarray) -> np.ndarray:
         """Returns which images of the global batch are mirrored, bool [batch_size]."""
         seed = segment.recipe.seed
         if segment.phase.flip == "random":
@@ -243,7 +241,7 @@ class Loader(_Threads[Batch]):
             if seed not in self._sides:
                 self._sides[seed] = alternating_sides(seed, len(self._split))
             return self._sides[seed][ids] ^ (self._order.passes(step) % 2 == 1)
-        return None
+        return np.zeros(len(ids), bool)
 
 
 class EvalLoader(_Threads[EvalBatch]):

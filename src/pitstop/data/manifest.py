@@ -10,6 +10,14 @@ FORMAT = "pitstop packed images"
 VERSION = 2
 MANIFEST = "manifest.json"
 
+REMARKS = "remarks.csv"
+"""Which images were skipped or converted, and why: columns split, name, action, why."""
+
+STAGING = "staging.json"
+"""There while shards are still being copied here (see `stage`); a lock is held as long."""
+
+STAGING_LOCK = ".staging.lock"
+
 
 def is_packed(path: Path) -> bool:
     """Says whether a directory is a packed dataset, be it unfinished or damaged."""
@@ -30,7 +38,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     file = path / MANIFEST
     try:
-        manifest = json.loads(file.read_text())
+        content = file.read_bytes()
     except FileNotFoundError:
         raise InputError(
             f"{path} has no {MANIFEST}, so packing did not finish: pack again"
@@ -39,11 +47,25 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{file} cannot be read ({error.strerror}): name a packed dataset"
         ) from None
+    return parse_manifest(content, str(file))
+
+
+def parse_manifest(content: bytes, where: str) -> dict[str, Any]:
+    """Returns the manifest in the bytes of a file.
+
+    Args:
+        where: the file's path or URL, to name it.
+
+    Raises:
+        InputError: it is not JSON, or of another format or version.
+    """
+    try:
+        manifest = json.loads(content)
     except ValueError:
-        raise InputError(f"{file} is damaged (not JSON): pack again") from None
+        raise InputError(f"{where} is damaged (not JSON): pack again") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise InputError(f"{file} is not of a packed dataset: name one, or a class folder")
+        raise InputError(f"{where} is not of a packed dataset: name one, or a class folder")
     if manifest.get("version") != VERSION:
         found = f"has version {manifest.get('version')}, this pitstop reads {VERSION}"
-        raise InputError(f"{file} {found}: pack again")
+        raise InputError(f"{where} {found}: pack again")
     return manifest

@@ -1,7 +1,9 @@
 """Packing: a source of images becomes a packed dataset (`packed` describes it), once.
 
-The same source gives the same bytes, whatever the number of workers. A packing that is killed
-leaves nothing that looks ready, and the next one sweeps what it left.
+The same source gives the same bytes, whatever the number of workers. It is made in a folder beside
+its place, `.NAME.packing`, and renamed when it is whole, so that nothing unfinished looks ready. A
+packing that was killed goes on in that folder behind the last finished shard, if source, settings
+and versions are the same.
 """
 
 import contextlib
@@ -11,23 +13,24 @@ import fcntl
 import json
 import shutil
 import time
-import warnings
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from hashlib import file_digest, sha256
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
-import pyarrow as pa
+import PIL
+import simplejpeg
 
 from pitstop import __version__
 from pitstop.core.errors import InputError
-from pitstop.data.convert import Split, Stored, convert, why_bad
-from pitstop.data.manifest import FORMAT, MANIFEST, VERSION, is_packed
-from pitstop.data.packed import REMARKS, SCHEMA, PackedDataset, write_index
+from pitstop.data.convert import Settings, Split
+from pitstop.data.converters import Convert, Why, converters, why_odd
+from pitstop.data.manifest import FORMAT, MANIFEST, REMARKS, VERSION, is_packed, read_manifest
+from pitstop.data.packed import PackedDataset
+from pitstop.data.shards import ShardWriter
 from pitstop.data.sources.base import Item, Source, name_hash
 from pitstop.io.storage import sync, write_text
 
@@ -47,6 +50,8 @@ TOLERATED_FEW = 3
 GIVE_UP_AFTER = 1000
 """A packing that will be refused goes on to list all bad images, but not more than these."""
 
+OnBad = Literal["skip", "fail"]
+
 _CANNOT_WRITE = (
     errno.EACCES,
     errno.EDQUOT,
@@ -57,12 +62,9 @@ _CANNOT_WRITE = (
     errno.EROFS,
 )
 
-T = TypeVar("T")
-R = TypeVar("R")
-
 
 class PackingStoppedError(Exception):
-    """`should_stop` said so. Nothing was packed, and nothing is left behind."""
+    """`should_stop` said so. The same packing goes on behind the last finished shard."""
 
 
 class Remark(NamedTuple):
@@ -82,6 +84,10 @@ class PackReport:
     train: int
     """Images in the split."""
     val: int
+    bytes: int
+    """Of all shards, levels included."""
+    resumed: int
+    """Images that an earlier packing, which did not finish, had done."""
     skipped: tuple[Remark, ...]
     """Bad images, left out. `remarks.csv` in `path` lists these and the converted ones."""
     converted: tuple[Remark, ...]
@@ -91,12 +97,27 @@ class PackReport:
 @dataclass(frozen=True)
 class _Job:
     source: Source
-    short_side: int | None
-    quality: int
+    settings: Settings
     shard_bytes: int
+    on_bad: OnBad
     workers: int
     progress: Callable[[int, int], None] | None
     should_stop: Callable[[], bool] | None
+
+    @property
+    def key(self) -> str:
+        """Changes with whatever the packed bytes depend on."""
+        decides = [self.source.key, asdict(self.settings), self.shard_bytes]
+        versions = [VERSION, __version__, PIL.__version__, simplejpeg.__version__]
+        return sha256(json.dumps([decides, versions]).encode()).hexdigest()
+
+    def show(self, tally: "_Tally") -> None:
+        if self.progress is not None:
+            self.progress(tally.done, tally.total)
+
+    def check_stop(self) -> None:
+        if self.should_stop is not None and self.should_stop():
+            raise PackingStoppedError
 
 
 def pack(
@@ -105,6 +126,8 @@ def pack(
     *,
     short_side: int | None = SHORT_SIDE,
     quality: int = QUALITY,
+    levels: Sequence[int] = (),
+    on_bad: OnBad = "skip",
     shard_bytes: int = SHARD_BYTES,
     workers: int,
     progress: Callable[[int, int], None] | None = None,
@@ -112,23 +135,26 @@ def pack(
 ) -> PackReport:
     """Packs a source into the directory `out`; a packed dataset that is there is replaced.
 
-    What is stored of an image: see `convert`. Memory: about one shard and a few images a worker.
+    What is stored of an image: see `convert`. Memory: two shards, and 0.1 GB a worker.
 
     Args:
         short_side: pixels, for training images; None keeps their sizes.
         quality: of the JPEGs that are written, 1 to 100.
+        levels: short sides, below `short_side`, of small copies of the training images.
+        on_bad: "fail" tolerates no bad image, "skip" a few.
         shard_bytes: of images, after which a shard is closed.
-        workers: threads that decode and encode.
+        workers: processes that decode and encode.
         progress: called with (images done, all images).
         should_stop: asked at each image.
 
     Raises:
-        InputError: too many bad images, a class without any good one, or `out` cannot be written
-            or holds something else.
+        InputError: too many bad images, a class without any good one, a level that is no smaller
+            than the images, or `out` cannot be written or holds something else.
         PackingStoppedError: `should_stop` returned True.
     """
-    job = _Job(source, short_side, quality, shard_bytes, workers, progress, should_stop)
-    with _locked(out, should_stop):
+    settings = _settings(short_side, quality, levels)
+    job = _Job(source, settings, shard_bytes, on_bad, workers, progress, should_stop)
+    with _locked(out, job):
         return _pack(job, out)
 
 
@@ -136,18 +162,45 @@ def pack_once(
     source: Source,
     out: Path,
     *,
+    short_side: int | None = SHORT_SIDE,
+    quality: int = QUALITY,
+    levels: Sequence[int] = (),
+    on_bad: OnBad = "skip",
+    replace: bool = False,
     workers: int,
     progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     say: Callable[[str], None],
 ) -> PackReport | None:
-    """As `pack`, with its defaults, unless `out` is a whole packed dataset: then returns None.
+    """As `pack`, unless `out` is what would come of it: then returns None.
 
     Of several processes that call it at once, one packs and the others wait, having said so.
+
+    Args:
+        replace: another packed dataset, which is refused otherwise.
     """
-    job = _Job(source, SHORT_SIDE, QUALITY, SHARD_BYTES, workers, progress, should_stop)
-    with _locked(out, should_stop, say):
-        return None if _is_whole(out) else _pack(job, out)
+    settings = _settings(short_side, quality, levels)
+    job = _Job(source, settings, SHARD_BYTES, on_bad, workers, progress, should_stop)
+    with _locked(out, job, say):
+        found = _made(out)
+        if found is not None and _as_made(job).items() <= found.items():
+            _remove(_beside(out, "packing"))
+            return None
+        if found is not None and not replace:
+            raise InputError(
+                f"{out} is another packed dataset (of {found.get('source')}, {_shown(found)}): "
+                "name another place, or say --force to replace it"
+            )
+        return _pack(job, out)
+
+
+def _settings(short_side: int | None, quality: int, levels: Sequence[int]) -> Settings:
+    levels = tuple(sorted(set(levels)))
+    if short_side is not None and levels and levels[-1] >= short_side:
+        raise InputError(
+            f"level {levels[-1]} is not below the short side of {short_side}: leave it out"
+        )
+    return Settings(short_side, quality, levels)
 
 
 def stratified_order(items: Sequence[Item]) -> list[Item]:
@@ -170,11 +223,7 @@ def stratified_order(items: Sequence[Item]) -> list[Item]:
 
 
 @contextlib.contextmanager
-def _locked(
-    out: Path,
-    should_stop: Callable[[], bool] | None,
-    say: Callable[[str], None] | None = None,
-) -> Iterator[None]:
+def _locked(out: Path, job: _Job, say: Callable[[str], None] | None = None) -> Iterator[None]:
     """Holds the lock of `out`, which goes with the process, however that ends."""
     with _writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +233,7 @@ def _locked(
             if say is not None:
                 say(f"another process is packing {out}: waiting for it")
                 say = None
-            _check_stop(should_stop)
+            job.check_stop()
             time.sleep(0.1)
         yield
 
@@ -212,21 +261,37 @@ def _writing(out: Path) -> Iterator[None]:
 
 
 def _pack(job: _Job, out: Path) -> PackReport:
+    """Packs in a folder beside `out`: the dataset, the journal, and what the source unpacks."""
     if out.exists() and not is_packed(out) and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out} is there and is no packed dataset: name another place")
-    temporary, replaced = _beside(out, "packing"), _beside(out, "replaced")
+    place, replaced = _beside(out, "packing"), _beside(out, "replaced")
     with _writing(out):
+        _remove(replaced)
+        _prepare(place, job.key)
         try:
-            _remove(temporary, replaced)
-            temporary.mkdir()
-            report = _write(job, temporary, out)
-            if out.exists():
-                out.rename(replaced)
-            temporary.rename(out)
-            sync(out.parent)
-        finally:
-            _remove(temporary, replaced)
+            report = _write(job, place, out)
+        except BaseException as error:
+            kept = any((place / "journal").iterdir()) or (place / "source").exists()
+            if isinstance(error, _RefusedError) or not kept:
+                _remove(place)
+            raise
+        if out.exists():
+            out.rename(replaced)
+        (place / "packed").rename(out)
+        sync(out.parent)
+        _remove(place, replaced)
     return report
+
+
+def _prepare(place: Path, key: str) -> None:
+    """Makes the folders to pack in; what is there of the same packing is kept."""
+    file = place / "key"
+    if (place / "packed").exists() and file.exists() and file.read_text() == key:
+        return
+    _remove(place)
+    for folder in ("packed", "journal"):
+        (place / folder).mkdir(parents=True)
+    write_text(file, key)
 
 
 def _beside(out: Path, what: str) -> Path:
@@ -239,37 +304,65 @@ def _remove(*folders: Path) -> None:
             shutil.rmtree(folder)
 
 
-def _is_whole(out: Path) -> bool:
+def _made(out: Path) -> dict[str, Any] | None:
+    """Returns how a packed dataset was made; None if it is missing, unfinished or damaged."""
     try:
         PackedDataset.open(out)
+        return read_manifest(out)["made"]
     except InputError:
-        return False
-    return True
+        return None
 
 
-def _check_stop(should_stop: Callable[[], bool] | None) -> None:
-    if should_stop is not None and should_stop():
-        raise PackingStoppedError
+def _as_made(job: _Job) -> dict[str, Any]:
+    """Returns what a manifest says of source and settings."""
+    settings = asdict(job.settings)
+    return {"key": job.source.key, **settings, "levels": list(job.settings.levels)}
 
 
-# The contents: shards, then remarks, then the manifest.
+def _shown(made: dict[str, Any]) -> str:
+    levels = ", ".join(map(str, made["levels"]))
+    side = made["short_side"] or "original"
+    return f"short side {side}, quality {made['quality']}" + (f", levels {levels}" * bool(levels))
 
 
-def _write(job: _Job, folder: Path, out: Path) -> PackReport:
-    """Writes a packed dataset into `folder`, which will be `out`."""
-    tally = _Tally(job.source)
-    splits = {
-        "train": _write_split(job, tally, folder, "train", stratified_order(job.source.train)),
-        "val": _write_split(job, tally, folder, "val", job.source.val),
-    }
-    _refuse_bad(tally, out)
+# The contents: shards and their index, then remarks, then the manifest.
+
+
+class _RefusedError(InputError):
+    """Too many images are bad: the source must change, so nothing is kept to go on from."""
+
+
+def _write(job: _Job, place: Path, out: Path) -> PackReport:
+    """Writes into `place` what will be `out`."""
+    folder, tally = place / "packed", _Tally(job.source)
+    read = job.source.open(place / "source")
+    journal, limit = place / "journal", job.shard_bytes
+    with (
+        ShardWriter(folder, journal, "train", job.settings.levels, limit) as train,
+        ShardWriter(folder, journal, "val", (), limit) as val,
+        converters(
+            read, job.settings, images=tally.total, workers=job.workers, check=job.check_stop
+        ) as convert,
+    ):
+        _write_split(job, convert, tally, train, stratified_order(job.source.train), out)
+        _write_split(job, convert, tally, val, job.source.val, out)
+    _refuse_bad(job, tally, out)
+    splits = {"train": train.entry(), "val": val.entry()}
     classes = [_printable(name) for name in job.source.classes]
     digest = _digest(classes, splits)
     _write_remarks(folder / REMARKS, tally)
     content = {"digest": digest, "classes": classes, "splits": splits}
     _write_manifest(folder, content | _how_made(job, tally))
-    rows = {split: tally.rows(split) for split in ("train", "val")}
-    return PackReport(out, digest, **rows, skipped=(*tally.skipped,), converted=(*tally.converted,))
+    return PackReport(
+        out,
+        digest,
+        train=splits["train"]["rows"],
+        val=splits["val"]["rows"],
+        bytes=train.bytes + val.bytes,
+        resumed=tally.resumed,
+        skipped=(*tally.skipped,),
+        converted=(*tally.converted,),
+    )
 
 
 @dataclass
@@ -282,169 +375,89 @@ class _Tally:
     skipped: list[Remark] = field(default_factory=list)
     converted: list[Remark] = field(default_factory=list)
     done: int = 0
+    resumed: int = 0
 
     @property
     def total(self) -> int:
         return len(self.source.train) + len(self.source.val)
 
-    @property
-    def too_many_bad(self) -> bool:
-        return len(self.skipped) > max(TOLERATED_FEW, TOLERATED_BAD * self.total)
+    def too_many_bad(self, on_bad: OnBad) -> bool:
+        tolerated = max(TOLERATED_FEW, TOLERATED_BAD * self.total) if on_bad == "skip" else 0
+        return len(self.skipped) > tolerated
 
-    def rows(self, split: Split) -> int:
-        return sum(self.stored[split, label] for label in range(len(self.source.classes)))
-
-    def add(self, split: Split, item: Item, result: Stored | str) -> None:
-        name = _printable(item.name)
+    def add(self, split: Split, item: Item, why: Why) -> None:
+        """Counts an item that was done."""
         self.done += 1
-        if isinstance(result, str):
-            self.skipped.append(Remark(split, name, result))
-            return
-        self.stored[split, item.label] += 1
-        if result.converted is not None:
-            self.converted.append(Remark(split, name, result.converted))
-
-
-def _digest(classes: Sequence[str], splits: dict[str, dict[str, Any]]) -> str:
-    """Depends on what training sees only, not on how Arrow lays it out or where shards end."""
-    content = {split: [entry["rows"], entry["content"]] for split, entry in splits.items()}
-    return sha256(json.dumps([classes, content]).encode()).hexdigest()
+        name = _printable(item.name)
+        if why.bad is not None:
+            self.skipped.append(Remark(split, name, why.bad))
+        else:
+            self.stored[split, item.label] += 1
+        if why.converted is not None:
+            self.converted.append(Remark(split, name, why.converted))
 
 
 def _write_split(
-    job: _Job, tally: _Tally, folder: Path, split: Split, items: Sequence[Item]
-) -> dict[str, Any]:
-    """Returns the manifest's entry of the split."""
-    read = job.source.open(folder / "source")
-
-    def converted(item: Item) -> Stored | str:
-        try:
-            data = read(item.name)
-            return convert(data, split, job.short_side, job.quality)
-        except Exception as error:  # decoders raise nearly anything
-            return why_bad(error)
-
-    shards = _Shards(folder, split, job.shard_bytes)
-    with _quiet_pillow(), contextlib.closing(_mapped(converted, items, job.workers)) as results:
-        for item, result in zip(items, results, strict=False):
-            tally.add(split, item, result)
-            if isinstance(result, Stored):
-                shards.add(item, result)
-            if job.progress is not None:
-                job.progress(tally.done, tally.total)
-            _check_stop(job.should_stop)
-            if tally.too_many_bad and len(tally.skipped) >= GIVE_UP_AFTER:
-                break
-    return shards.close()
+    job: _Job,
+    convert: Convert,
+    tally: _Tally,
+    shards: ShardWriter,
+    items: Sequence[Item],
+    out: Path,
+) -> None:
+    """Writes the shards of a split, some of which may be there."""
+    for item, why in zip(items, shards.earlier(), strict=False):
+        tally.add(shards.split, item, why)
+    if shards.items:
+        tally.resumed += shards.items
+        job.show(tally)
+    left = items[shards.items :]
+    with contextlib.closing(convert(shards.split, left)) as results:
+        for item, result in zip(left, results, strict=True):
+            tally.add(shards.split, item, why_odd(result))
+            shards.add(item.label, _printable(item.name), result)
+            job.show(tally)
+            if tally.too_many_bad(job.on_bad) and len(tally.skipped) >= GIVE_UP_AFTER:
+                _refuse_bad(job, tally, out)
+    shards.close()
 
 
-def _mapped(
-    function: Callable[[T], R], items: Sequence[T], workers: int
-) -> Generator[R, None, None]:
-    """Yields function(item) in order, computed by threads that keep a few items ahead."""
-    pending: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                if len(pending) > 4 * workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
-
-
-@contextlib.contextmanager
-def _quiet_pillow() -> Iterator[None]:
-    """Mutes warnings about odd metadata and large images; what matters is raised."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")
-        yield
-
-
-class _Shards:
-    """Collects rows and writes them out, a shard at a time."""
-
-    def __init__(self, folder: Path, split: Split, limit: int) -> None:
-        self._folder, self._split, self._limit = folder, split, limit
-        self._written: list[dict[str, Any]] = []
-        self._content = sha256()
-        self._clear()
-
-    def add(self, item: Item, stored: Stored) -> None:
-        self._content.update(b"%d %d " % (item.label, len(stored.image)))
-        self._content.update(stored.image)
-        self._images += stored.image
-        self._ends.append(len(self._images))
-        self._rows.append((item.label, stored.height, stored.width, _printable(item.name)))
-        if len(self._images) >= self._limit:
-            self._flush()
-
-    def close(self) -> dict[str, Any]:
-        """Returns the manifest's entry: rows, a hash of the labels and images, and the shards."""
-        if self._rows:
-            self._flush()
-        rows = sum(shard["rows"] for shard in self._written)
-        index = write_index(self._folder, self._split, self._written)
-        content = self._content.hexdigest()
-        return {"rows": rows, "content": content, "shards": self._written, "index": index}
-
-    def _clear(self) -> None:
-        self._images = bytearray()
-        self._ends = [0]
-        self._rows: list[tuple[int, int, int, str]] = []
-
-    def _flush(self) -> None:
-        file = self._folder / f"{self._split}-{len(self._written):05}.arrow"
-        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
-            writer.write_batch(self._batch())
-        sync(file)
-        with file.open("rb") as stream:
-            checksum = file_digest(stream, "sha256").hexdigest()
-        size = file.stat().st_size
-        entry = {"file": file.name, "rows": len(self._rows), "bytes": size, "sha256": checksum}
-        self._written.append(entry)
-        self._clear()
-
-    def _batch(self) -> pa.RecordBatch:
-        ends = pa.py_buffer(np.array(self._ends, dtype=np.int64))
-        buffers = [None, ends, pa.py_buffer(self._images)]  # the images are not copied
-        images = pa.Array.from_buffers(pa.large_binary(), len(self._rows), buffers)
-        columns = zip(*self._rows, strict=True)
-        others = [
-            pa.array(column, field.type)
-            for column, field in zip(columns, list(SCHEMA)[1:], strict=True)
-        ]
-        return pa.record_batch([images, *others], schema=SCHEMA)
-
-
-def _refuse_bad(tally: _Tally, out: Path) -> None:
-    origin = tally.source.origin
-    if tally.too_many_bad:
+def _refuse_bad(job: _Job, tally: _Tally, out: Path) -> None:
+    origin = job.source.origin
+    if tally.too_many_bad(job.on_bad):
         listed = out.parent / f"{out.name}.bad.txt"
         listed.write_text("".join(f"{name}\t{why}\n" for _, name, why in tally.skipped))
         few = ", ".join(f"{name} ({why})" for _, name, why in tally.skipped[:3])
         reason = f"{len(tally.skipped):,} of {tally.total:,} images in {origin} are bad"
-        raise InputError(f"{reason}, such as {few}: repair or delete those listed in {listed}")
-    for label, name in enumerate(tally.source.classes):
+        raise _RefusedError(f"{reason}, such as {few}: repair or delete those listed in {listed}")
+    for label in sorted({item.label for item in job.source.train}):
         if not tally.stored["train", label]:
-            raise InputError(f"{origin}: all training images of class {name} are bad: add some")
-    if not tally.rows("val"):
-        raise InputError(f"{origin}: all validation images are bad: add some")
+            name = job.source.classes[label]
+            raise _RefusedError(f"{origin}: all training images of class {name} are bad: add some")
+    if not any(split == "val" for split, _ in tally.stored):
+        raise _RefusedError(f"{origin}: all validation images are bad: add some")
+
+
+def _digest(classes: Sequence[str], splits: dict[str, dict[str, Any]]) -> str:
+    """Depends on what training sees only, not on how Arrow lays it out or where shards end."""
+    content = {
+        split: [
+            entry["rows"],
+            entry["content"],
+            {side: level["content"] for side, level in entry.get("levels", {}).items()},
+        ]
+        for split, entry in splits.items()
+    }
+    return sha256(json.dumps([classes, content]).encode()).hexdigest()
 
 
 def _how_made(job: _Job, tally: _Tally) -> dict[str, Any]:
+    made = {"pitstop": __version__, "source": _printable(job.source.origin), **_as_made(job)}
+    converted = Counter(remark.why for remark in tally.converted)
     return {
-        "made": {
-            "pitstop": __version__,
-            "source": _printable(job.source.origin),
-            "short_side": job.short_side,
-            "quality": job.quality,
-        },
+        "made": made,
         "skipped": len(tally.skipped),
-        "converted": dict(sorted(Counter(remark.why for remark in tally.converted).items())),
+        "converted": dict(sorted(converted.items())),
     }
 
 

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import weakref
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -29,11 +30,8 @@ import numpy as np
 import pyarrow as pa
 
 from pitstop.core.errors import InputError
-from pitstop.data.manifest import read_manifest
+from pitstop.data.manifest import STAGING, STAGING_LOCK, read_manifest
 from pitstop.io.storage import is_locked, sha256, sync
-
-REMARKS = "remarks.csv"
-"""Which images were skipped or converted, and why: columns split, name, action, why."""
 
 SCHEMA = pa.schema(
     [
@@ -57,11 +55,6 @@ INDEX_SCHEMA = pa.schema(
 
 LEVEL_MARGIN = 8 / 7
 """A level serves resolutions up to its short side over this, as 256 serves 224."""
-
-STAGING = "staging.json"
-"""There while shards are still being copied here (see `stage`); a lock is held as long."""
-
-STAGING_LOCK = ".staging.lock"
 
 _SPARE_FILES = 256
 """Open files that the rest of a run may need besides the shards."""
@@ -94,7 +87,7 @@ class PackedSplit:
         )
         if self.labels.min() < 0 or self.labels.max() >= num_classes:
             raise InputError(f"{folder} is damaged (a label beyond its classes): pack again")
-        self._first_rows = np.array([0, *accumulate(rows[:-1])])
+        self._first_rows = list(accumulate(rows[:-1], initial=0))
         self._shards = _Shards(folder, entry["shards"])
         self.levels = {
             int(side): PackedSplit(folder, level, num_classes)
@@ -142,12 +135,12 @@ class PackedSplit:
         """Returns the path that a row's image had in the source. Slow: it opens the shard."""
         shard = self._shard(row)
         batch = _read_shard(self._shards.path(shard))
-        return batch.column("name")[row - int(self._first_rows[shard])].as_py()
+        return batch.column("name")[row - self._first_rows[shard]].as_py()
 
     def place(self, row: int) -> str:
         """Returns where a row's image lies, to tell the user: shard file, row in it, and name."""
         shard = self._shard(row)
-        path, row_in_shard = self._shards.path(shard), row - int(self._first_rows[shard])
+        path, row_in_shard = self._shards.path(shard), row - self._first_rows[shard]
         try:
             return f"{self.name(row)} (row {row_in_shard} of {path})"
         except InputError:  # so damaged that it does not even open
@@ -155,7 +148,7 @@ class PackedSplit:
 
     def _shard(self, row: int) -> int:
         assert 0 <= row < len(self), f"row {row} of {len(self)}"
-        return int(np.searchsorted(self._first_rows, row, "right")) - 1
+        return bisect_right(self._first_rows, row) - 1
 
 
 class _Shards:

@@ -10,8 +10,6 @@ from typing import Literal
 import numpy as np
 import torch
 
-from pitstop.data.jpeg import Box
-
 Interpolation = Literal["bilinear", "bicubic"]
 
 _RESIZE = {
@@ -20,25 +18,20 @@ _RESIZE = {
 }
 
 
-def crop_resize(
-    image: np.ndarray,
-    box: Box,
-    out: torch.Tensor,
-    interpolation: Interpolation = "bilinear",
+def resize(
+    pixels: np.ndarray, out: torch.Tensor, interpolation: Interpolation = "bilinear"
 ) -> None:
-    """Writes the antialiased resize of a crop into `out`.
+    """Writes the antialiased resize of an image, or of a crop of one, into `out`.
 
-    The same as torchvision's `v2.functional.resized_crop(antialias=True)` on a uint8 tensor.
+    The same as torchvision's `v2.functional.resize(antialias=True)` on a uint8 tensor.
 
     Args:
-        image: uint8 [height, width, 3].
-        box: (top, left, height, width) in pixels, inside the image.
+        pixels: uint8 [height, width, 3]. A view is copied: numpy does so in half the time that
+            torch takes for it inside the operator.
         out: uint8 [3, R, S], best a slot of a batch in channels_last, which needs no copy.
     """
-    top, left, height, width = box
-    assert 0 <= top <= top + height <= image.shape[0]
-    assert 0 <= left <= left + width <= image.shape[1]
-    _resize(image[top : top + height, left : left + width], out, interpolation)
+    source = torch.from_numpy(np.ascontiguousarray(pixels)[None]).permute(0, 3, 1, 2)
+    _RESIZE[interpolation](source, list(out.shape[1:]), False, out=out.unsqueeze(0))
 
 
 def resize_center_crop(
@@ -62,10 +55,10 @@ def resize_center_crop(
     assert 0 < crop_ratio <= 1
     height, width = _resized(image.shape[0], image.shape[1], round(resolution / crop_ratio))
     if (height, width) == (resolution, resolution):
-        _resize(image, out, interpolation)
+        resize(image, out, interpolation)
         return
     resized = torch.empty((height, width, 3), dtype=torch.uint8).permute(2, 0, 1)
-    _resize(image, resized, interpolation)
+    resize(image, resized, interpolation)
     top, left = round((height - resolution) / 2), round((width - resolution) / 2)
     out.copy_(resized[:, top : top + resolution, left : left + resolution])
 
@@ -75,9 +68,3 @@ def _resized(height: int, width: int, short_side: int) -> tuple[int, int]:
     if width <= height:
         return int(short_side * height / width), short_side
     return short_side, int(short_side * width / height)
-
-
-def _resize(pixels: np.ndarray, out: torch.Tensor, interpolation: Interpolation) -> None:
-    # numpy copies a crop in half the time that torch would take for it inside the operator
-    source = torch.from_numpy(np.ascontiguousarray(pixels)[None]).permute(0, 3, 1, 2)
-    _RESIZE[interpolation](source, list(out.shape[1:]), False, out=out.unsqueeze(0))

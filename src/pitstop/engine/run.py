@@ -36,7 +36,6 @@ def run_training(
     wish: Wish,
     out: Path,
     *,
-    workers: int | None = None,
     resume: Path | None = None,
     start_over: bool = False,
     rank_timeout: float = DEFAULT_TIMEOUT,
@@ -47,7 +46,6 @@ def run_training(
 
     Args:
         wish: the recipe, which names its data, and what to do if the run had another.
-        workers: threads that decode images; by default the machine's ranks share its cores.
         resume: a checkpoint, or a run, to begin from instead; `out` must hold no run yet.
         start_over: move a run that is in the way aside.
         rank_timeout: seconds after which a rank that does not answer is given up.
@@ -61,7 +59,8 @@ def run_training(
     place = Place.find() or Place()
     console = Console(highlight=False, soft_wrap=True, quiet=place.local_rank > 0)
     run = RunDirectory(out)
-    workers = workers or cores_a_rank(place.local_world)
+    stated = wish.recipe.workers
+    workers = cores_a_rank(place.local_world) if stated == "auto" else stated
     with Preemption() as preemption, Ranks(place, rank_timeout) as ranks:
         if ranks.main:
             run.refuse_foreign()

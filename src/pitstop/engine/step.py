@@ -13,7 +13,7 @@ from pitstop.core.rng import Stream, seed_for
 from pitstop.core.timeline import Segment, StepSettings, Timeline
 from pitstop.data.load import Batch
 from pitstop.engine.state import TrainState
-from pitstop.nn import ema, losses, mixing
+from pitstop.nn import augment, ema, erasing, losses, mixing
 from pitstop.nn.freezing import freeze
 from pitstop.nn.optimizers import set_lr_and_momentum
 from pitstop.runtime.devices import WITH_GRAPHS, Device
@@ -31,6 +31,7 @@ class Stage:
         self.ranks = ranks
         self.num_classes = num_classes
         self.normalize = Normalizer(segment.recipe, device.torch_device)
+        self.noise = _noise(segment, device.torch_device)
         freeze(state.model, segment.phase.freeze)
         self.model = ranks.parallel(state.model)
 
@@ -84,6 +85,14 @@ class Stage:
     def gradients(self, *, shared: bool) -> AbstractContextManager[Any]:
         """Returns the context of a forward and backward pass: with or without the other ranks."""
         return nullcontext() if shared else self.ranks.without_sync(self.model)
+
+
+def _noise(segment: Segment, device: torch.device) -> torch.Tensor | None:
+    """Returns the noise that random erasing puts, None where it puts none."""
+    spec = segment.phase.random_erasing
+    if spec is None or spec.mode == "const":
+        return None
+    return erasing.noise_for(segment.recipe.seed, segment.resolution, device)
 
 
 class Normalizer:
@@ -160,17 +169,19 @@ def train_step(
 def prepare(
     stage: Stage, batch: Batch, settings: StepSettings
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the batch flipped, normalised and mixed.
+    """Returns the batch augmented, normalised, erased and mixed, in this order.
 
     Returns:
         images float32 [B, 3, R, R] channels_last, and targets: labels int64 [B], or probabilities
         float32 [B, C] where the batch is mixed.
     """
     images = batch.images
-    if batch.flip is not None:
-        images = torch.where(batch.flip[:, None, None, None], images.flip(3), images)
+    if (operations := augment.draw(settings, batch.share)) is not None:
+        images = augment.augment(images, operations)
     images = stage.normalize(images)
-    draws = mixing.draw(settings, batch.share)
-    if draws is None:
+    if (boxes := erasing.draw(settings, batch.share)) is not None:
+        erasing.erase(images, boxes, stage.noise)
+    mixture = mixing.draw(settings, batch.share)
+    if mixture is None:
         return images, batch.labels
-    return mixing.mix(images, batch.labels, stage.num_classes, draws)
+    return mixing.mix(images, batch.labels, stage.num_classes, mixture)

@@ -173,6 +173,7 @@ class Training:
             rank=self.ranks.rank,
             world=self.ranks.world,
             workers=self.workers,
+            prefetch=self.recipe.prefetch,
             pin_memory=self.device.pin_memory,
         ) as loader:
             batches = self.device.prefetch(loader)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import count, groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
+from pitstop.core.recipe import RandAugment
 from pitstop.core.schedule import Curve
 from pitstop.core.timeline import Segment, StepSettings, Timeline
 
@@ -83,6 +84,9 @@ def as_json(timeline: Timeline) -> dict[str, Any]:
     }
 
 
+_JITTER = ("brightness", "contrast", "saturation", "hue")
+
+
 def _segment(segment: Segment) -> dict[str, Any]:
     phase, curves = segment.phase, segment.curves
     return {
@@ -98,6 +102,10 @@ def _segment(segment: Segment) -> dict[str, Any]:
         "momentum": _course(curves.momentum, segment),
         "crop_scale": list(phase.crop.scale),
         "flip": phase.flip,
+        "augment": phase.augment.name if phase.augment else None,
+        "magnitude": _course(curves.magnitude, segment),
+        **{f"jitter_{name}": _course(getattr(curves, name), segment) for name in _JITTER},
+        "erasing_prob": _course(curves.erasing_prob, segment),
         "mixup_alpha": _course(curves.mixup_alpha, segment),
         "cutmix_alpha": _course(curves.cutmix_alpha, segment),
         "label_smoothing": phase.label_smoothing,
@@ -246,14 +254,28 @@ def _regimes(timeline: Timeline) -> Iterator[tuple[str, str]]:
         parts = [f"crop {phase.crop.scale[0]:g}-{phase.crop.scale[1]:g}"]
         if phase.flip != "none":
             parts.append(f"flip {phase.flip}")
-        for name in ("mixup", "cutmix"):
-            course = _course(getattr(whole.curves, f"{name}_alpha"), whole)
-            parts += [f"{name} {_arrows(course)}"] if any(course) else []
+        parts += _varying(whole, {name: name for name in _JITTER})
+        policy = phase.augment
+        if isinstance(policy, RandAugment):
+            magnitude = _arrows(_course(whole.curves.magnitude, whole))
+            parts.append(f"{policy.num_ops} x {policy.name} of magnitude {magnitude}")
+        elif policy is not None:
+            parts.append(policy.name)
+        parts += _varying(whole, {"erasing_prob": "erasing"})
+        parts += _varying(whole, {"mixup_alpha": "mixup", "cutmix_alpha": "cutmix"})
         if phase.label_smoothing:
             parts.append(f"label smoothing {phase.label_smoothing:g}")
         if phase.freeze:
             parts.append(f"frozen: {' '.join(phase.freeze)}")
         yield phase.name, ", ".join(parts)
+
+
+def _varying(segment: Segment, names: dict[str, str]) -> Iterator[str]:
+    """Yields what a phase does to images, with its course, by the curve's name and a plain one."""
+    for curve, name in names.items():
+        course = _course(getattr(segment.curves, curve), segment)
+        if any(course):
+            yield f"{name} {_arrows(course)}"
 
 
 def _arrows(course: list[float]) -> str:

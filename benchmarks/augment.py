@@ -2,7 +2,8 @@
 
 Method. Both augment the same images in memory, as each has them: pitstop a batch as the loader
 hands it out (uint8, channels last in memory), torchvision a list of contiguous uint8 tensors
-[3, H, W]. Drawing the parameters is part of both, and each repeat draws others. Repeats are
+[3, H, W]. pitstop works in place, as in training; the batch is filled anew before each pair, off the
+clock. Drawing the parameters is part of both, and each repeat draws others. Repeats are
 interleaved, and the order within a pair alternates; the first pair of each policy warms up. The
 result is the median of the pairs' ratios, torchvision's seconds over pitstop's. Images are smooth
 patterns with a little noise, unless --images names a folder of JPEGs. Nothing is compiled on
@@ -75,7 +76,8 @@ def measure(images: torch.Tensor, policy: str, repeats: int) -> list[Pair]:
     size, _, side, _ = images.shape
     recipe = parse_recipe({"epochs": 1, "batch_size": size, "resolution": side, **stated}, policy)
     timeline = Timeline(recipe, num_samples=size * (repeats + 1))
-    batch, single = images.contiguous(memory_format=torch.channels_last), list(images.contiguous())
+    batch = torch.empty_like(images, memory_format=torch.channels_last)
+    single = list(images.contiguous())
 
     def ours(step: int) -> None:
         draws = draw(timeline.settings_at(step), slice(0, size))
@@ -89,6 +91,7 @@ def measure(images: torch.Tensor, policy: str, repeats: int) -> list[Pair]:
 
     pairs = []
     for step in range(repeats + 1):
+        batch.copy_(images)  # for it is augmented in place
         order = (ours, theirs) if step % 2 else (theirs, ours)
         taken = {side: seconds_of(side, step) for side in order}
         pairs.append(Pair(taken[ours], taken[theirs]))

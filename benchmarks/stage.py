@@ -2,9 +2,10 @@
 
 Method. The dataset has the layout of a packed one: shards of 128 MiB of random bytes, an index, and
 a manifest with their checksums. Two servers, each a process of its own: `moto`, of our dev extra,
-and `sendfile`, which is this file and takes as little of the cores as a server can. Both programs start from nothing, are timed as processes from start to exit, and write
-into the same file system. They take turns; the first round only warms the page cache. Beside the
-wall time stands the CPU time of the program, user and system, which tells more on a busy machine.
+and `sendfile`, which is this file and takes as little of the cores as a server can. Both programs
+start from nothing, are timed as processes from start to exit, and write into the same file system.
+They take turns; the first round only warms the page cache. Beside the wall time stands the CPU time
+of the program, user and system, which tells more on a busy machine.
 pitstop also hashes each file and waits until the disk has it, s5cmd does neither: what that costs,
 and the start of Python, is part of the figure. So s5cmd is timed again with openssl's SHA-256 of
 what it copied.

@@ -103,6 +103,7 @@ def server(digits: Path, aws: pytest.MonkeyPatch, tmp_path: Path) -> Generator[S
     thread.start()
     aws.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
     aws.setattr("pitstop.data.stage.PART_BYTES", PART_BYTES)
+    aws.setattr("pitstop.data.stage._BEHIND_BYTES", PART_BYTES)
     yield server
     server.shutdown()
     thread.join()

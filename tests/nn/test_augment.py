@@ -286,18 +286,22 @@ def one_by_one(images: torch.Tensor, draws: Draws) -> torch.Tensor:
 @pytest.mark.parametrize("policy", [EVERYTHING, {"augment": "trivial_augment_wide"}])
 def test_each_image_gets_its_own_operations_in_their_order(policy):
     draws, images = drawn(batch_size=64, **policy), pictures(64)
-    before = images.clone()
+    expected = one_by_one(images, draws)
     result = augment(images, draws)
-    assert torch.equal(images, before)
-    assert torch.equal(result, one_by_one(images, draws))
+    assert torch.equal(result, expected)
     assert result.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_cpu_augments_the_loaders_batch_in_place():
+    draws, images = drawn(batch_size=64, **EVERYTHING), pictures(64)
+    assert augment(images, draws).data_ptr() == images.data_ptr()
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_make_the_pixels_of_one(world):
     whole, images = settings(3, batch_size=50, **EVERYTHING), pictures(50)
     parts = [rank_slice(50, rank, world) for rank in range(world)]
-    joined = torch.cat([augment(images[part], share_of(whole, part)) for part in parts])
+    joined = torch.cat([augment(images[part].clone(), share_of(whole, part)) for part in parts])
     assert torch.equal(joined, augment(images, share_of(whole, ALL)))
 
 
@@ -306,6 +310,19 @@ def test_images_are_the_same_together_and_one_by_one():
     draws, images = drawn(batch_size=64, **EVERYTHING), pictures(64)
     together = _operated(images.permute(0, 2, 3, 1), draws.operations, draws.arguments)
     assert torch.equal(together.permute(0, 3, 1, 2), augment(images, draws))
+
+
+@pytest.mark.parametrize("threads", [2, 3, 7])
+def test_pixels_do_not_depend_on_the_number_of_threads(threads):
+    draws, images = drawn(batch_size=50, **EVERYTHING), pictures(50)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = augment(images.clone(), draws)
+        torch.set_num_threads(threads)
+        assert torch.equal(augment(images, draws), expected)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_batch_on_the_meta_device_stays_there():

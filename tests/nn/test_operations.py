@@ -11,9 +11,11 @@ import torchvision.transforms.v2.functional as tv
 from timm.data.auto_augment import solarize_add
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
+from pitstop.nn import operations_cpu
 from pitstop.nn.operations import FUNCTIONS, GRID, Operation
 
 Image = torch.Tensor
+Ours = Callable[[Operation, Image, np.ndarray], Image]
 N = 12
 
 SHARE_OF_TIES = 1e-3
@@ -55,6 +57,8 @@ def spread(low: float, high: float) -> np.ndarray:
 
 FACTORS = on_grid(spread(0, 2))
 LEVELS = np.array([0, 1, 2, 77, 127, 128, 129, 200, 254, 255, 255, 3], dtype=float)
+
+TURNS = spread(-0.5, 0.5)
 
 Case = tuple[np.ndarray, Callable[[Image, float], Image]]
 
@@ -98,13 +102,28 @@ MOVING: dict[Operation, Case] = {
 }
 
 
-def ours(operation: Operation, images: Image, arguments: np.ndarray) -> Image:
+ARGUMENTS = {each: case[0] for each, case in (POINT | MOVING).items()} | {Operation.HUE: TURNS}
+
+
+def together(operation: Operation, images: Image, arguments: np.ndarray) -> Image:
+    """As on a GPU."""
     pixels = images.permute(0, 2, 3, 1).contiguous()
     before = pixels.clone()
     result = FUNCTIONS[operation](pixels, arguments)
     assert torch.equal(pixels, before)
     assert result.dtype == torch.uint8
     return result.permute(0, 3, 1, 2)
+
+
+def in_place(operation: Operation, images: Image, arguments: np.ndarray) -> Image:
+    """As on a CPU."""
+    pixels = images.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
+    for image, argument in zip(pixels.numpy(), arguments.tolist(), strict=True):
+        operations_cpu.FUNCTIONS[operation](image, argument)
+    return pixels.permute(0, 3, 1, 2)
+
+
+BOTH = pytest.mark.parametrize("ours", [together, in_place])
 
 
 def expected(images: Image, case: Case) -> Image:
@@ -115,18 +134,29 @@ def expected(images: Image, case: Case) -> Image:
 def test_every_operation_is_compared():
     assert {*POINT, *MOVING, Operation.HUE} == set(FUNCTIONS)
     assert {*FUNCTIONS, Operation.IDENTITY} == set(Operation)
+    assert operations_cpu.FUNCTIONS.keys() == FUNCTIONS.keys()
 
 
+@pytest.mark.parametrize("size", [(31, 47), (47, 31), (1, 1), (1, 9), (9, 1), (3, 3)], ids=str)
+@pytest.mark.parametrize("operation", FUNCTIONS, ids=lambda each: each.name)
+def test_a_cpu_makes_the_pixels_of_a_gpu(operation, size):
+    for kind, images in images_of(*size).items():
+        expected = together(operation, images, ARGUMENTS[operation])
+        assert torch.equal(in_place(operation, images, ARGUMENTS[operation]), expected), kind
+
+
+@BOTH
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("operation", POINT, ids=lambda each: each.name)
-def test_what_leaves_pixels_in_place_equals_torchvision(operation, size):
+def test_what_leaves_pixels_in_place_equals_torchvision(ours: Ours, operation, size):
     for kind, images in images_of(*size).items():
         result = ours(operation, images, POINT[operation][0])
         assert torch.equal(result, expected(images, POINT[operation])), kind
 
 
+@BOTH
 @pytest.mark.parametrize("operation", [Operation.COLOR, Operation.CONTRAST], ids=lambda e: e.name)
-def test_all_shades_of_gray_that_torchvision_tells_apart(operation):
+def test_all_shades_of_gray_that_torchvision_tells_apart(ours: Ours, operation):
     """Of colors whose gray is a whole number up to rounding, float32 decides which one."""
     color = np.stack(np.meshgrid(*[np.arange(256)] * 3, indexing="ij")).reshape(3, -1)
     critical = color[:, (np.array([2989, 5870, 1140]) @ color) % 10_000 == 0]
@@ -136,9 +166,10 @@ def test_all_shades_of_gray_that_torchvision_tells_apart(operation):
     assert torch.equal(ours(operation, images, FACTORS), expected(images, POINT[operation]))
 
 
+@BOTH
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("operation", MOVING, ids=lambda each: each.name)
-def test_what_moves_pixels_equals_torchvision_but_at_ties(operation, size):
+def test_what_moves_pixels_equals_torchvision_but_at_ties(ours: Ours, operation, size):
     for kind in ("photo", "noise", "white"):
         images = images_of(*size)[kind]
         result = ours(operation, images, MOVING[operation][0])
@@ -146,8 +177,9 @@ def test_what_moves_pixels_equals_torchvision_but_at_ties(operation, size):
         assert differs.float().mean() <= SHARE_OF_TIES, kind
 
 
+@BOTH
 @pytest.mark.parametrize("angle", [-135.0, -90.0, -45.0, 45.0, 90.0, 135.0, 180.0])
-def test_rotation_by_eighths_of_a_turn_differs_along_the_diagonals_at_most(angle):
+def test_rotation_by_eighths_of_a_turn_differs_along_the_diagonals_at_most(ours: Ours, angle):
     """There, sources lie between two pixels."""
     images = images_of(224, 224)["noise"]
     result = ours(Operation.ROTATE, images, np.full(N, angle))
@@ -156,12 +188,12 @@ def test_rotation_by_eighths_of_a_turn_differs_along_the_diagonals_at_most(angle
     assert not differs[:, (x != y) & (x + y != 223)].any()
 
 
+@BOTH
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_hue_is_within_a_level_of_torchvision(size):
-    turns = spread(-0.5, 0.5)
+def test_hue_is_within_a_level_of_torchvision(ours: Ours, size):
     for kind, images in images_of(*size).items():
-        result = ours(Operation.HUE, images, turns)
-        off = (result.int() - expected(images, (turns, tv.adjust_hue)).int()).abs()
+        result = ours(Operation.HUE, images, TURNS)
+        off = (result.int() - expected(images, (TURNS, tv.adjust_hue)).int()).abs()
         assert off.max() <= 1, kind
         assert (off > 0).float().mean() < 1e-3, kind
 
@@ -182,8 +214,9 @@ NEUTRAL = {
 }
 
 
+@BOTH
 @pytest.mark.parametrize("operation", NEUTRAL, ids=lambda each: each.name)
-def test_a_neutral_argument_changes_nothing(operation):
+def test_a_neutral_argument_changes_nothing(ours: Ours, operation):
     for images in images_of(57, 33).values():
         result = ours(operation, images, np.full(N, float(NEUTRAL[operation])))
         assert torch.equal(result, images)

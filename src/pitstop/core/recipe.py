@@ -377,8 +377,8 @@ class Recipe(PhaseSettings):
         """Returns what decides the result, as flat `phases.0.batch_size`-like keys to values.
 
         Left out: circumstance (device, precision, compile, deterministic, threads, workers,
-        prefetch), what only observes (checkpoint), when to stop early (target_accuracy), names, and the settings that
-        each phase repeats.
+        prefetch), what only observes (checkpoint), when to stop early (target_accuracy), names, and
+        the settings that each phase repeats.
         """
         aside = {"data", "name", "checkpoint", "target_accuracy"}
         aside |= {"device", "precision", "compile", "deterministic"}

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pitstop.core.errors import InputError
-from pitstop.data.pack import PackReport, pack_once
 from pitstop.data.manifest import REMARKS
+from pitstop.data.pack import PackReport, pack_once
 from pitstop.data.packed import PackedDataset
 from pitstop.data.resolve import resolve
 from pitstop.data.sources.base import Source

@@ -9,6 +9,7 @@ Every function takes uint8 pixels [H, W, 3], contiguous, and the operation's arg
 the pixels. What they compute, and why it is exact: see `operations`.
 """
 
+import math
 import threading
 from collections.abc import Callable
 from itertools import pairwise
@@ -23,17 +24,17 @@ from pitstop.nn.operations import GRID, LOW, Operation
 
 
 class _Scratch(threading.local):
-    """A thread's memory, by name."""
+    """A thread's memory, used again and again: few buffers, so that they stay in the cache."""
 
     def __init__(self) -> None:
-        self.arrays: dict[str, np.ndarray] = {}
+        self.buffers = [np.empty(0, np.uint8)] * 4
 
-    def array(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """Returns the array as it was left; zeros, where there is none of this shape and type."""
-        found = self.arrays.get(name)
-        if found is None or found.shape != shape or found.dtype != dtype:
-            found = self.arrays[name] = np.zeros(shape, dtype)
-        return found
+    def array(self, number: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """Returns an array with any values, good until the next of the same number, 0 to 3."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        if len(self.buffers[number]) < size:
+            self.buffers[number] = np.empty(size, np.uint8)
+        return self.buffers[number][:size].view(dtype).reshape(shape)
 
 
 _scratch = _Scratch()
@@ -43,7 +44,7 @@ _scratch = _Scratch()
 
 
 def _copied(pixels: np.ndarray) -> np.ndarray:
-    copy = _scratch.array("copy", pixels.shape, np.uint8)
+    copy = _scratch.array(0, pixels.shape, np.uint8)
     np.copyto(copy, pixels)
     return copy
 
@@ -67,28 +68,37 @@ def _translate(pixels: np.ndarray, source: np.ndarray, by: int) -> None:
 
 def shear_x(pixels: np.ndarray, tangent: float) -> None:
     height, width, _ = pixels.shape
-    framed = _scratch.array("between black", (height, 3 * width, 3), np.uint8)
-    framed[:, width : 2 * width] = pixels
     right = -np.floor(tangent * (np.arange(height) + 0.5) + 0.5).clip(-width, width)
+    margin = int(np.abs(right).max())
+    framed = _framed(pixels, 0, margin)
     edges = np.flatnonzero(np.diff(right, prepend=np.nan, append=np.nan)).tolist()
     for top, bottom in pairwise(edges):  # rows that move alike, together
-        left = width - int(right[top])
+        left = margin - int(right[top])
         pixels[top:bottom] = framed[top:bottom, left : left + width]
+
+
+def _framed(pixels: np.ndarray, y: int, x: int) -> np.ndarray:
+    """Returns a copy with so many black rows above and below, and columns left and right."""
+    height, width, channels = pixels.shape
+    framed = _scratch.array(3, (height + 2 * y, width + 2 * x, channels), np.uint8)
+    framed[:y], framed[y + height :] = 0, 0
+    framed[:, :x], framed[:, x + width :] = 0, 0
+    framed[y : y + height, x : x + width] = pixels
+    return framed
 
 
 def shear_y(pixels: np.ndarray, tangent: float) -> None:
     height, width, _ = pixels.shape
     *_, by_x, _, from_0 = operations.fixed_point(operations.shear_y_matrices(tangent)).tolist()
-    up = (by_x * np.arange(width) + from_0 >> 32) - 1
-    framed = _scratch.array("below black", (3 * height, width, 3), np.uint8)
-    framed[height : 2 * height] = pixels
-    column = up.clip(-height, height) * width + np.arange(width)
-    _take(framed, np.arange(height, 2 * height)[:, None] * width, column, pixels)
+    x, y = np.arange(width), np.arange(height)[:, None]
+    up = ((by_x * x + from_0 >> 32) - 1).clip(-height, height)
+    margin = int(np.abs(up).max())
+    _take(_framed(pixels, margin, 0), (y + margin) * width, up * width + x, pixels)
 
 
 def _take(source: np.ndarray, row: np.ndarray, column: np.ndarray, out: np.ndarray) -> None:
     """Writes the source's pixels number row + column, int, to `out`."""
-    index = _scratch.array("index", out.shape[:2], np.intp)
+    index = _scratch.array(2, out.shape[:2], np.intp)
     np.add(row, column, out=index)
     # three bytes as one thing: 95 us instead of 125
     np.take(source.view("V3").ravel(), index, out=out.view("V3")[..., 0], mode="clip")
@@ -100,18 +110,16 @@ def rotate(pixels: np.ndarray, degrees: float) -> None:
     xx, xy, x1, yx, yy, y1 = operations.fixed_point(matrix).tolist()
     x, y = np.arange(width), np.arange(height)[:, None]
 
-    def source(name: str, by_x: int, by_y: int, from_0: int, size: int) -> np.ndarray:
-        index = _scratch.array(name, (height, width), np.int32)
+    def source(number: int, by_x: int, by_y: int, from_0: int, size: int) -> np.ndarray:
+        index = _scratch.array(number, (height, width), np.int32)
         along = (by_x * x >> 16).astype(np.int32)
         np.add(along, (by_y * y + from_0 >> 16).astype(np.int32), out=index)
         np.right_shift(index, 16, out=index)
         return np.clip(index, 0, size + 1, out=index)
 
-    framed = _scratch.array("in a frame", (height + 2, width + 2, 3), np.uint8)
-    framed[1:-1, 1:-1] = pixels
-    row = source("row", yx, yy, y1, height)
+    row = source(0, yx, yy, y1, height)
     row *= width + 2
-    _take(framed, row, source("column", xx, xy, x1, width), pixels)
+    _take(_framed(pixels, 1, 1), row, source(1, xx, xy, x1, width), pixels)
 
 
 # What looks at a pixel alone
@@ -119,7 +127,7 @@ def rotate(pixels: np.ndarray, degrees: float) -> None:
 
 def brightness(pixels: np.ndarray, factor: float) -> None:
     grid = _grid(factor)
-    product = _scratch.array("product", pixels.shape, np.uint16)
+    product = _scratch.array(0, pixels.shape, np.uint16)
     _multiply(pixels, grid, product)
     if grid > 2**GRID:
         np.clip(product, 0, 255, out=product)
@@ -133,7 +141,7 @@ def _grid(factor: float) -> int:
 
 def _multiply(values: np.ndarray, grid: int, out: np.ndarray) -> None:
     """Writes floor(values x factor) to `out`, whose type, of 16 bits, holds the factor's sign."""
-    below = _scratch.array("below", out.shape, out.dtype)
+    below = _scratch.array(3, out.shape, out.dtype)
     high, low = divmod(grid, 2**LOW)
     np.multiply(values, out.dtype.type(low), out=below)
     np.right_shift(below, LOW, out=below)
@@ -147,7 +155,7 @@ def posterize(pixels: np.ndarray, bits: float) -> None:
 
 
 def solarize(pixels: np.ndarray, level: float) -> None:
-    bright = _scratch.array("bright", pixels.shape, np.bool_)
+    bright = _scratch.array(0, pixels.shape, np.bool_)
     np.greater_equal(pixels, int(level), out=bright)
     mask = bright.view(np.uint8)
     np.negative(mask, out=mask)
@@ -159,7 +167,7 @@ def invert(pixels: np.ndarray, _: float) -> None:
 
 
 def solarize_add(pixels: np.ndarray, added: float) -> None:
-    dark = _scratch.array("dark", pixels.shape, np.bool_)
+    dark = _scratch.array(0, pixels.shape, np.bool_)
     np.less(pixels, 128, out=dark)
     change = dark.view(np.uint8)
     np.multiply(change, np.uint8(added), out=change)
@@ -176,7 +184,7 @@ def auto_contrast(pixels: np.ndarray, _: float) -> None:
     high = rows.max(0).reshape(-1, 3).max(0)
     flat = low == high
     scale = np.where(flat, np.float32(1), (high - low) * np.float32(1 / 255))
-    stretched = _scratch.array("floats", rows.shape, np.float32)
+    stretched = _scratch.array(0, rows.shape, np.float32)
     np.subtract(rows, np.tile(np.where(flat, np.uint8(0), low), width), out=rows)
     np.divide(rows, np.tile(scale, width), out=stretched)
     np.copyto(rows, stretched, casting="unsafe")
@@ -222,7 +230,7 @@ their sums: it rounds its products to float32."""
 
 
 def _floats(pixels: np.ndarray) -> np.ndarray:
-    values = _scratch.array("floats", pixels.shape, np.float32)
+    values = _scratch.array(0, pixels.shape, np.float32)
     np.copyto(values, pixels)
     return values
 
@@ -234,10 +242,10 @@ def _gray(pixels: np.ndarray, values: np.ndarray) -> np.ndarray:
         pixels: uint8 [H, W, 3].
         values: the same as float32.
     """
-    sums = np.matmul(values, GRAY, out=_scratch.array("sums", pixels.shape[:2], np.float32))
+    sums = np.matmul(values, GRAY, out=_scratch.array(1, pixels.shape[:2], np.float32))
     suspects = [sums == total for total in DARKER]
     np.multiply(sums, np.float32(1e-4), out=sums)
-    gray = _scratch.array("gray", pixels.shape[:2], np.uint8)
+    gray = _scratch.array(2, pixels.shape[:2], np.uint8)
     np.copyto(gray, sums, casting="unsafe")
     for suspect, color in zip(suspects, DARKER.values(), strict=True):
         if suspect.any():
@@ -249,7 +257,7 @@ def color(pixels: np.ndarray, factor: float) -> None:
     grid = _grid(factor)
     own = _floats(pixels)
     gray = _gray(pixels, own)
-    common = _scratch.array("sums", gray.shape, np.float32)
+    common = _scratch.array(1, gray.shape, np.float32)
     np.multiply(own, np.float32(grid / 2**GRID), out=own)
     np.multiply(gray, np.float32(1 - grid / 2**GRID), out=common)
     for channel in range(3):  # one by one: three at a time take 6 times as long
@@ -263,24 +271,28 @@ def sharpness(pixels: np.ndarray, factor: float) -> None:
     height, width, _ = pixels.shape
     if height <= 2 or width <= 2:
         return
-    rows = _scratch.array("rows", (height, 3 * width), np.uint16)
-    np.copyto(rows, pixels.reshape(rows.shape))
-    middle = rows[1:-1, 3:-3]
-    across = _scratch.array("across", (height, 3 * width - 6), np.uint16)
-    np.add(rows[:, :-6], rows[:, 3:-3], out=across)
-    np.add(across, rows[:, 6:], out=across)
-    mean = _scratch.array("mean", middle.shape, np.uint16)
+    # in one row, which wraps: numpy is faster, and what it makes of the edges is not used
+    row, size = 3 * width, pixels.size - 6 * width - 6
+    values = _scratch.array(0, (pixels.size,), np.uint16)
+    np.copyto(values, pixels.reshape(-1))
+    middle = values[row + 3 :][:size]
+    across = _scratch.array(1, (pixels.size - 6,), np.uint16)
+    np.add(values[:-6], values[3:-3], out=across)
+    np.add(across, values[6:], out=across)
+    mean = _scratch.array(2, (size,), np.uint16)
     np.left_shift(middle, 2, out=mean)
-    for each in (across[:-2], across[1:-1], across[2:], np.uint16(6)):
+    for each in (across[:size], across[row:][:size], across[2 * row :], np.uint16(6)):
         np.add(mean, each, out=mean)
     np.floor_divide(mean, np.uint16(13), out=mean)
     middle, away = middle.view(np.int16), mean.view(np.int16)
     np.subtract(away, middle, out=away)
-    change = _scratch.array("change", middle.shape, np.int16)
+    sharp = _scratch.array(1, (height, row), np.int16)
+    change = sharp.reshape(-1)[row + 3 :][:size]
     _multiply(away, 2**GRID - _grid(factor), change)
     np.add(change, middle, out=change)
     np.clip(change, 0, 255, out=change)
-    np.copyto(pixels.reshape(rows.shape)[1:-1, 3:-3], change, casting="unsafe")
+    inside = np.s_[1:-1, 3:-3]
+    np.copyto(pixels.reshape(height, row)[inside], sharp[inside], casting="unsafe")
 
 
 def hue(pixels: np.ndarray, turns: float) -> None:

@@ -2,8 +2,8 @@
 
 Method. Both augment the same images in memory, as each has them: pitstop a batch as the loader
 hands it out (uint8, channels last in memory), torchvision a list of contiguous uint8 tensors
-[3, H, W]. pitstop works in place, as in training; the batch is filled anew before each pair, off the
-clock. Drawing the parameters is part of both, and each repeat draws others. Repeats are
+[3, H, W]. pitstop works in place, as in training: the batch is filled anew before each pair, off
+the clock. Drawing the parameters is part of both, and each repeat draws others. Repeats are
 interleaved, and the order within a pair alternates; the first pair of each policy warms up. The
 result is the median of the pairs' ratios, torchvision's seconds over pitstop's. Images are smooth
 patterns with a little noise, unless --images names a folder of JPEGs. Nothing is compiled on

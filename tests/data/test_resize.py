@@ -39,7 +39,7 @@ def test_the_resize_of_a_crop_is_torchvisions(data, height, width, resolution, i
     image = pixels(height, width)
     batch = slots(resolution, resolution, torch.channels_last)
     crop = image[top : top + crop_height, left : left + crop_width]
-    resize(crop, batch[1], interpolation)
+    resize(crop, batch[1:2], interpolation)
     size = [resolution, resolution]
     reference = F.resize(chw(crop), size, F.InterpolationMode(interpolation), antialias=True)
     assert worst(batch[1], reference) <= 1
@@ -49,7 +49,7 @@ def test_the_resize_of_a_crop_is_torchvisions(data, height, width, resolution, i
 def test_resize_fills_a_contiguous_or_oblong_slot_too():
     image = pixels(50, 40)
     batch = slots(20, 30, torch.contiguous_format)
-    resize(image[5:38, 6:36], batch[1])
+    resize(image[5:38, 6:36], batch[1:2])
     reference = F.resized_crop(chw(image), 5, 6, 33, 30, [20, 30], antialias=True)
     assert worst(batch[1], reference) <= 1
 
@@ -59,7 +59,7 @@ def test_resize_fills_a_contiguous_or_oblong_slot_too():
 def test_resize_center_crop_is_torchvisions(height, width, resolution, ratio, interpolation):
     image = pixels(height, width)
     batch = slots(resolution, resolution, torch.channels_last)
-    resize_center_crop(image, resolution, ratio, batch[1], interpolation)
+    resize_center_crop(image, resolution, ratio, batch[1:2], interpolation)
     mode = F.InterpolationMode(interpolation)
     resize = T.Resize(round(resolution / ratio), interpolation=mode, antialias=True)
     reference = T.CenterCrop(resolution)(resize(chw(image)))
@@ -72,6 +72,6 @@ def test_short_side_of_the_usual_protocols(resolution, ratio, side):
     assert round(resolution / ratio) == side
     interpolation: Interpolation = "bilinear"
     image = pixels(side, side + 10)
-    out = slots(resolution, resolution, torch.channels_last)[0]
+    out = slots(resolution, resolution, torch.channels_last)[:1]
     resize_center_crop(image, resolution, ratio, out, interpolation)
-    assert worst(out, F.center_crop(chw(image), [resolution, resolution])) == 0
+    assert worst(out[0], F.center_crop(chw(image), [resolution, resolution])) == 0

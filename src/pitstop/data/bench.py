@@ -137,7 +137,7 @@ def _parts(split: PackedSplit, resolution: int) -> dict[str, float]:
     rng = np.random.default_rng(0)
     rows = rng.permutation(len(split))[:TIMED]
     boxes = crop_boxes(split.sizes[rows], Crop(), rng).tolist()
-    slot = torch.empty((resolution, resolution, 3), dtype=torch.uint8).permute(2, 0, 1)
+    slot = torch.empty((1, resolution, resolution, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     for row in rows.tolist():
         split.read(row)
     spent = dict.fromkeys(("read", "decode", "resize"), 0)

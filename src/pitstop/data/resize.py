@@ -13,9 +13,10 @@ import torch
 Interpolation = Literal["bilinear", "bicubic"]
 
 _RESIZE = {
-    "bilinear": torch.ops.aten._upsample_bilinear2d_aa.out,
-    "bicubic": torch.ops.aten._upsample_bicubic2d_aa.out,
+    "bilinear": torch._C._nn._upsample_bilinear2d_aa,  # pyright: ignore[reportAttributeAccessIssue]
+    "bicubic": torch._C._nn._upsample_bicubic2d_aa,  # pyright: ignore[reportAttributeAccessIssue]
 }
+"""What `F.interpolate` calls; 10 us faster than the same through `torch.ops`."""
 
 
 def resize(
@@ -28,10 +29,10 @@ def resize(
     Args:
         pixels: uint8 [height, width, 3]. A view is copied: numpy does so in half the time that
             torch takes for it inside the operator.
-        out: uint8 [3, R, S], best a slot of a batch in channels_last, which needs no copy.
+        out: uint8 [1, 3, R, S], best a slot of a batch in channels_last, which needs no copy.
     """
-    source = torch.from_numpy(np.ascontiguousarray(pixels)[None]).permute(0, 3, 1, 2)
-    _RESIZE[interpolation](source, list(out.shape[1:]), False, out=out.unsqueeze(0))
+    source = torch.from_numpy(np.ascontiguousarray(pixels)[None].transpose(0, 3, 1, 2))
+    _RESIZE[interpolation](source, out.shape[2:], False, out=out)
 
 
 def resize_center_crop(
@@ -50,17 +51,17 @@ def resize_center_crop(
         image: uint8 [height, width, 3].
         resolution: the side of the crop, in pixels.
         crop_ratio: the crop's side over the resized image's short side, in (0, 1].
-        out: uint8 [3, resolution, resolution].
+        out: uint8 [1, 3, resolution, resolution].
     """
     assert 0 < crop_ratio <= 1
     height, width = _resized(image.shape[0], image.shape[1], round(resolution / crop_ratio))
     if (height, width) == (resolution, resolution):
         resize(image, out, interpolation)
         return
-    resized = torch.empty((height, width, 3), dtype=torch.uint8).permute(2, 0, 1)
+    resized = torch.empty((1, height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     resize(image, resized, interpolation)
     top, left = round((height - resolution) / 2), round((width - resolution) / 2)
-    out.copy_(resized[:, top : top + resolution, left : left + resolution])
+    out.copy_(resized[..., top : top + resolution, left : left + resolution])
 
 
 def _resized(height: int, width: int, short_side: int) -> tuple[int, int]:

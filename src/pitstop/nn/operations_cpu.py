@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pitstop.nn import operations
 from pitstop.nn.operations import GRID, LOW, Operation
@@ -127,7 +127,7 @@ def rotate(pixels: np.ndarray, degrees: float) -> None:
 
 def brightness(pixels: np.ndarray, factor: float) -> None:
     grid = _grid(factor)
-    product = _scratch.array(0, pixels.shape, np.uint16)
+    product = _scratch.array(0, pixels.shape, np.int16)
     _multiply(pixels, grid, product)
     if grid > 2**GRID:
         np.clip(product, 0, 255, out=product)
@@ -140,12 +140,12 @@ def _grid(factor: float) -> int:
 
 
 def _multiply(values: np.ndarray, grid: int, out: np.ndarray) -> None:
-    """Writes floor(values x factor) to `out`, whose type, of 16 bits, holds the factor's sign."""
-    below = _scratch.array(3, out.shape, out.dtype)
+    """Writes floor(values x factor) to `out`, int16; see `operations` for the ranges."""
+    below = _scratch.array(3, out.shape, np.int16)
     high, low = divmod(grid, 2**LOW)
-    np.multiply(values, out.dtype.type(low), out=below)
+    np.multiply(values, np.int16(low), out=below)
     np.right_shift(below, LOW, out=below)
-    np.multiply(values, out.dtype.type(high), out=out)
+    np.multiply(values, np.int16(high), out=out)
     np.add(out, below, out=out)
     np.right_shift(out, GRID - LOW, out=out)
 
@@ -193,15 +193,7 @@ def auto_contrast(pixels: np.ndarray, _: float) -> None:
 def equalize(pixels: np.ndarray, _: float) -> None:
     height, width, _ = pixels.shape
     image = Image.frombuffer("RGB", (width, height), pixels, "raw", "RGB", 0, 1)
-    counts = np.array(image.histogram()).reshape(3, 256)
-    below = counts.cumsum(1)
-    brightest = counts[np.arange(3), below.argmax(1)]
-    step = (height * width - brightest)[:, None] // 255
-    below[:, 1:] = below[:, :-1].copy()
-    tables = ((below + step // 2) // step.clip(1)).clip(0, 255)
-    tables[:, 0] = 0
-    tables = np.where(step > 0, tables, np.arange(256))
-    np.copyto(pixels, np.asarray(image.point(tables.ravel().tolist())))
+    np.copyto(pixels, np.asarray(ImageOps.equalize(image)))
 
 
 def contrast(pixels: np.ndarray, factor: float) -> None:

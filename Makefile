@@ -25,6 +25,14 @@ bench: $(READY)           ## the benchmarks; nothing else should be running
 	$(BIN)/python benchmarks/save_stall.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/agreement_cost.py
+	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/loader_in_training.py
+	$(BIN)/python benchmarks/loader_memory.py index
+	$(BIN)/python benchmarks/loader_memory.py flat
+	$(BIN)/python benchmarks/loader_memory.py cold
+	$(BIN)/python benchmarks/pack.py
+	$(BIN)/python benchmarks/stage.py
+	$(BIN)/python benchmarks/augment.py
 
 clean:                    ## remove what make made (runs/ stays)
 	rm -rf .venv build dist src/*.egg-info

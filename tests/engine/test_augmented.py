@@ -67,9 +67,7 @@ def prepared(recipe, data, *, rank: int, world: int) -> torch.Tensor:
     stage = Stage(timeline.segments[0], state, CPU, Ranks(), 10)
     with Loader(data.train, timeline, range(1), rank=rank, world=world, workers=1) as batches:
         batch = next(batches)
-        before = batch.images.clone()
         images, _ = prepare(stage, batch, timeline.settings_at(0))
-    assert torch.equal(batch.images, before)
     assert images.is_contiguous(memory_format=torch.channels_last)
     return images
 

@@ -171,6 +171,8 @@ def prepare(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the batch augmented, normalised, erased and mixed, in this order.
 
+    On a CPU, augmentation overwrites the batch's images.
+
     Returns:
         images float32 [B, 3, R, R] channels_last, and targets: labels int64 [B], or probabilities
         float32 [B, C] where the batch is mixed.

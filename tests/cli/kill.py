@@ -88,7 +88,7 @@ def plant() -> None:
 
     match moment:
         case "images":
-            load.crop_resize = struck(load.crop_resize)
+            load.resize = struck(load.resize)
         case "step":
             train.train_step = struck(train.train_step)
         case "evaluation":

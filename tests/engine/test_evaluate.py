@@ -92,7 +92,7 @@ def one_by_one(model: nn.Module, split: PackedSplit, crop_ratio: float, flip: bo
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("crop_ratio", [0.875, 1.0])
 def test_it_is_a_plain_loop_with_torchvision(model, split, crop_ratio, flip):
-    logits, labels = one_by_one(model, split, crop_ratio, flip), torch.from_numpy(split.labels)
+    logits, labels = one_by_one(model, split, crop_ratio, flip), torch.tensor(split.labels).long()
     result = evaluated(model, split, crop_ratio=crop_ratio, flip_average=flip, batch_size=8)
     assert result.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
     assert result.top1 == pytest.approx(100 * (logits.argmax(1) == labels).sum().item() / IMAGES)
@@ -126,7 +126,7 @@ def test_each_image_counts_once_at_any_batch_size(split, batch_size):
     assert sum(model.sizes) == IMAGES
     assert result.top1 == pytest.approx(100 * right / IMAGES)
     logits = F.one_hot(model.answers, CLASSES).float()
-    expected = F.cross_entropy(logits, torch.from_numpy(split.labels)).item()
+    expected = F.cross_entropy(logits, torch.tensor(split.labels).long()).item()
     assert result.loss == pytest.approx(expected)
 
 

@@ -126,13 +126,20 @@ class _Threads(Generic[T]):
         try:
             for i in range(start, min(start + CHUNK, job.size)):
                 job.fill(i)
-        except (ValueError, OSError) as error:
-            if not isinstance(error, InputError):
-                fix = "`pitstop data check` lists what is damaged; then pack or stage again"
-                error = InputError(f"image {job.place(i)} cannot be read ({error}): {fix}")
+        except InputError as error:
             self._errors.append(error)
         except Exception as error:
-            self._errors.append(error)
+            self._errors.append(_named(error, job.place(i)))
+
+
+def _named(error: Exception, place: str) -> Exception:
+    """Returns the error with the image's place: damaged data is for the user to mend."""
+    if not isinstance(error, ValueError | OSError):
+        named = RuntimeError(f"image {place} cannot be read: {error}")
+        named.__cause__ = error
+        return named
+    fix = "`pitstop data check` lists what is damaged; then pack or stage again"
+    return InputError(f"image {place} cannot be read ({error}): {fix}")
 
 
 class _Memory:

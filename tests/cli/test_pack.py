@@ -100,11 +100,15 @@ def test_a_second_time_it_has_nothing_to_do(command, refused, photos):
     assert "packed is packed already" in command(*PACK, "--quality", "50").out
 
 
-def test_one_of_version_1_is_packed_again(command, photos):
+def test_one_of_version_1_is_packed_again_by_force(command, refused, photos):
     command(*PACK)
     manifest = json.loads(Path("packed/manifest.json").read_text())
     Path("packed/manifest.json").write_text(json.dumps(manifest | {"version": 1}))
-    assert command(*PACK).out.startswith("packed 13 training")
+    assert refused(*PACK) == (
+        "packed/manifest.json has version 1, this pitstop reads 2: pack again, "
+        "with --force to replace what is there"
+    )
+    assert command(*PACK, "--force").out.startswith("packed 13 training")
     assert len(PackedDataset.open("packed").train) == 13
 
 
@@ -155,3 +159,21 @@ def test_ctrl_c_ends_it_quietly_and_the_same_command_goes_on(command, photos, nu
         assert process.stderr.read() == f"stopped by {number.name}: the same command goes on\n"
     assert process.returncode == 75
     assert not Path("packed").exists()
+
+
+def test_a_damaged_dataset_is_not_replaced_unasked(command, refused, photos):
+    command(*PACK)
+    shard = Path("packed/train-00000.arrow")
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert "with --force to replace what is there" in refused(*PACK)
+    assert shard.exists()
+
+
+def test_a_place_that_cannot_be_is_refused_in_one_line(refused, photos):
+    assert "cannot be written" in refused("data", "pack", "photos", "x" * 300)
+    assert "is where a disk is mounted: name a folder in it" in refused(
+        "data", "pack", "photos", "/proc"
+    )
+    assert refused("data", "pack", "photos", ".") == (
+        ". is the folder that you are in: name a folder in it"
+    )

@@ -1,5 +1,6 @@
 import json
 import shutil
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from PIL import Image
 from pitstop.core.errors import InputError
 from pitstop.data.check import CheckReport, Place, check
 from pitstop.data.decode import decode
-from pitstop.data.manifest import read_manifest
+from pitstop.data.jpeg import is_tiled
+from pitstop.data.manifest import digest_of, read_manifest
 from pitstop.data.pack import pack
 from pitstop.data.packed import PackedDataset
 from pitstop.data.sources.folder import folder_source
@@ -154,6 +156,14 @@ def test_an_index_that_differs_is_found(packed, column, value):
     assert problem.why == "the index differs from the shard"
 
 
+def test_missing_values_are_found(packed):
+    train = read_manifest(packed)["splits"]["train"]
+    for entry, column in ((train["shards"][0], "label"), (train["index"], "start")):
+        rewrite(packed, entry, column, 0, None)
+        why = {problem.file: problem.why for problem in checked(packed).problems}
+        assert why[entry["file"]] == "has other rows than the manifest lists"
+
+
 def test_an_image_of_another_size_is_found(packed):
     shard = read_manifest(packed)["splits"]["train"]["shards"][0]
     dataset = PackedDataset.open(packed)
@@ -161,6 +171,71 @@ def test_an_image_of_another_size_is_found(packed):
     rewrite(packed, shard, "height", 0, height + 1)
     why = [problem.why for problem in checked(packed).problems if problem.row == 0]
     assert f"is {width} x {height} pixels instead of {width} x {height + 1}" in why
+
+
+def change_manifest(packed: Path, change: Callable[[dict], object]) -> list[str]:
+    """Returns what is said of it then."""
+    manifest = read_manifest(packed)
+    change(manifest)
+    (packed / "manifest.json").write_text(json.dumps(manifest))
+    problems = checked(packed).problems
+    assert {problem[:3] for problem in problems} == {("manifest.json", None, None)}
+    return [problem.why for problem in problems]
+
+
+DIGEST = "its digest is not that of its classes, rows and content"
+
+
+def test_a_manifest_of_other_classes_or_another_digest_is_found(packed):
+    assert change_manifest(packed, lambda m: m.update(classes=["dog", "cat"])) == [DIGEST]
+    assert change_manifest(packed, lambda m: m.update(classes=["cat", "dog"], digest="0" * 64)) == [
+        DIGEST
+    ]
+
+
+def test_a_manifest_of_other_content_is_found(packed):
+    def change(manifest: dict) -> None:
+        train = manifest["splits"]["train"]
+        train["levels"]["32"]["content"] = train["content"]
+        manifest["splits"]["val"]["rows"] = 5
+        manifest["digest"] = digest_of(manifest["classes"], manifest["splits"])
+
+    assert change_manifest(packed, change) == [
+        "its rows of val are not those of the shards",
+        "its content of train-32 is not that of the shards",
+    ]
+
+
+def test_a_label_that_was_changed_everywhere_is_found_by_the_content(packed):
+    train = read_manifest(packed)["splits"]["train"]
+    row = PackedDataset.open(packed).train.labels[: train["shards"][0]["rows"]].tolist().index(0)
+    rewrite(packed, train["shards"][0], "label", row, 1)
+    rewrite(packed, train["index"], "label", row, 1)
+    assert [problem.why for problem in checked(packed).problems] == [
+        "its content of train is not that of the shards"
+    ]
+
+
+def test_an_index_of_tiles_that_lies_is_found(folder, tmp_path, photo):
+    photo(120, 160, 99).save(folder / "train/cat/large.jpg", quality=95)
+    out = tmp_path / "packed"
+    pack(folder_source(folder), out, short_side=100, workers=1)
+    assert checked(out).problems == []
+    [shard] = read_manifest(out)["splits"]["train"]["shards"]
+    table = pa.ipc.open_file((out / shard["file"]).read_bytes()).read_all()
+    row = table["name"].to_pylist().index("train/cat/large.jpg")
+    image = table["image"][row].as_py()
+    assert is_tiled(image)
+    lengths_at = image.index(b"pitstop\0") + 20
+    lengths = np.frombuffer(image, "<u2", 10, lengths_at)
+    lied = lengths + np.array([2, -2] * 5).astype("<u2")  # every other tile begins late
+    lied = image[:lengths_at] + lied.tobytes() + image[lengths_at + 20 :]
+    assert decode(lied).shape == (100, 133, 3)
+    start = (out / shard["file"]).read_bytes().index(image)
+    overwrite(out / shard["file"], start, lied)
+    whole_file, problem = checked(out).problems
+    assert whole_file.why == "its checksum is not the manifest's"
+    assert problem[:3] == (shard["file"], row, "train/cat/large.jpg")
 
 
 def test_no_manifest_is_refused(packed):

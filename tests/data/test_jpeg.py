@@ -1,3 +1,4 @@
+import contextlib
 from io import BytesIO
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pitstop.data.decode import decode_crop
 from pitstop.data.jpeg import cut, encode
 
 
@@ -84,3 +86,14 @@ def test_a_large_image_has_wider_tiles_and_a_crop_of_it_is_the_same():
 def test_it_travels_through_arrow_as_plain_bytes():
     encoded = encode(noise(60, 60, 3, 0), 90)
     assert pa.array([encoded], pa.large_binary())[0].as_py() == encoded
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_a_damaged_index_is_an_error_and_never_a_crash(data):
+    encoded = bytearray(encode(noise(70, 90, 3, 0), 90))
+    for _ in range(data.draw(st.integers(1, 3))):
+        encoded[data.draw(st.integers(24, 24 + 20 + 60))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(ValueError):
+        crop = decode_crop(bytes(encoded), (10, 20, 40, 50))
+        assert crop.shape == (40, 50, 3)

@@ -8,6 +8,7 @@ import shutil
 import sys
 import threading
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -22,8 +23,10 @@ from pitstop.core.order import Order
 from pitstop.core.recipe import Crop, Eval, parse_recipe
 from pitstop.core.rng import Stream, generator
 from pitstop.core.timeline import Timeline
+from pitstop.data import packed
 from pitstop.data.augment import crop_boxes
 from pitstop.data.load import Batch, EvalLoader, Loader
+from pitstop.data.manifest import STAGING
 from pitstop.data.pack import pack
 from pitstop.data.packed import PackedDataset, PackedSplit
 from pitstop.data.sources.folder import folder_source
@@ -256,24 +259,41 @@ def test_an_unreadable_image_is_named_with_its_shard_and_row(photos, tmp_path):
         assert "pitstop data check" in str(error.value)
 
 
-def test_an_error_ahead_is_not_held_back_until_its_batch(photos, tmp_path, monkeypatch):
+def test_an_error_ahead_is_not_held_back_until_its_batch(photos, tmp_path):
     plan = timeline()
     order = Order(plan)
     row = int(order.ids(4)[0])
     order.close()
     dataset, _ = damaged(photos, tmp_path, row)
-    failed = threading.Event()
-
-    def place(split: PackedSplit, row: int) -> str:
-        failed.set()
-        return "x.jpg"
-
-    monkeypatch.setattr(PackedSplit, "place", place)
     with Loader(dataset.train, plan, range(plan.last), workers=1, prefetch=4) as batches:
         assert next(batches).step == 0
-        assert failed.wait(60)
-        with pytest.raises(InputError, match=r"image x\.jpg cannot be read"):
-            list(islice(batches, 3))
+        batches._pool.submit(lambda: None).result()  # the one thread has tried all five
+        with pytest.raises(InputError, match=r"cannot be read"):
+            next(batches)
+
+
+@pytest.mark.timeout(60)
+def test_closing_ends_the_waiting_for_a_shard_that_never_comes(photos, tmp_path, monkeypatch):
+    path = shutil.copytree(photos, tmp_path / "staging")
+    (path / STAGING).write_text("{}")
+    (path / "train-00001.arrow").unlink()
+    waits = threading.Event()
+
+    def somebody_is_copying(lock: Path) -> bool:
+        waits.set()
+        return True
+
+    monkeypatch.setattr(packed, "is_locked", somebody_is_copying)
+    dataset = PackedDataset.open(path)
+    with (
+        Loader(dataset.train, timeline(batch_size=16), range(1), workers=2) as batches,
+        ThreadPoolExecutor() as pool,
+    ):
+        batch = pool.submit(next, batches)
+        assert waits.wait(30)
+        batches.close()
+        with pytest.raises(InputError, match=r"train-00001.arrow is missing"):
+            batch.result()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

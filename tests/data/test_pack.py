@@ -1,4 +1,5 @@
 import csv
+import errno
 import json
 import os
 import struct
@@ -22,8 +23,9 @@ from pitstop.data.convert import Settings, convert
 from pitstop.data.decode import decode
 from pitstop.data.pack import pack, stratified_order
 from pitstop.data.packed import PackedDataset
-from pitstop.data.sources.base import Item
+from pitstop.data.sources.base import Item, constant_reader
 from pitstop.data.sources.folder import folder_source
+from pitstop.data.sources.packed import packed_source
 
 ORIENTATION = 0x0112
 REPOSITORY = Path(__file__).parents[2]
@@ -487,3 +489,24 @@ def test_real_photos(tmp_path):
     for split in (dataset.train, dataset.val):
         for row in range(0, len(split), 5):
             assert decode(split.read(row)).shape == (*split.sizes[row], 3)
+
+
+def test_a_packed_dataset_packed_again_keeps_its_tiles(folder, tmp_path, photo):
+    photo(300, 320, 1).save(folder / "train/cat/fine.jpg", quality=100, subsampling=0)
+    pack(folder_source(folder), tmp_path / "one", workers=1)
+    pack(packed_source(tmp_path / "one"), tmp_path / "two", workers=1)
+    one, two = PackedDataset.open(tmp_path / "one"), PackedDataset.open(tmp_path / "two")
+    assert stored(one) == stored(two)
+    assert any(jpeg.is_tiled(data) for data in stored(two).values())
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ETIMEDOUT, errno.EMFILE])
+def test_a_disk_or_network_that_fails_does_not_make_a_bad_image(folder, tmp_path, number):
+    def failing(name: str) -> bytes:
+        if name == "train/cat/3.jpg":
+            raise OSError(number, os.strerror(number))
+        return (folder / name).read_bytes()
+
+    source = replace(folder_source(folder), open=constant_reader(failing))
+    with pytest.raises(InputError, match=r"train/cat/3\.jpg cannot be read .*: the same command"):
+        pack(source, tmp_path / "packed", workers=1)

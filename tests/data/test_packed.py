@@ -4,6 +4,7 @@ import os
 import re
 import resource
 import shutil
+import struct
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -15,10 +16,12 @@ import pytest
 
 from pitstop.core.errors import InputError
 from pitstop.data.decode import decode
+from pitstop.data.inspect import describe_packed
 from pitstop.data.manifest import STAGING, STAGING_LOCK, read_manifest
 from pitstop.data.pack import pack
 from pitstop.data.packed import INDEX_SCHEMA, PackedDataset
 from pitstop.data.sources.folder import folder_source
+from pitstop.data.sources.packed import packed_source
 from pitstop.io.storage import locked
 
 
@@ -93,6 +96,19 @@ def test_raises_the_limit_of_open_files(packed):
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
+@pytest.mark.parametrize("error", [OSError, ValueError])
+def test_a_system_that_allows_no_more_open_files_is_told_in_one_line(packed, monkeypatch, error):
+    def refuse(which: int, limits: tuple[int, int]) -> None:
+        raise error("no")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (200, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    with pytest.raises(
+        InputError, match=r"and 200 files may be open: raise the limit \(ulimit -n "
+    ):
+        PackedDataset.open(packed)
+
+
 def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-10])
 
@@ -145,6 +161,88 @@ def test_refuses_another_manifest(tmp_path):
     (tmp_path / "manifest.json").write_text("[1]")
     with pytest.raises(InputError, match="not of a packed dataset"):
         PackedDataset.open(tmp_path)
+
+
+def columns_of_index(rows: int) -> dict[str, pa.Array]:
+    sides = pa.array(np.full(2 * rows, 50, np.uint16))
+    size = pa.FixedSizeListArray.from_arrays(sides, type=INDEX_SCHEMA.field("size").type)
+    others = {
+        "label": np.zeros(rows, np.int32),
+        "start": np.zeros(rows, np.int64),
+        "length": np.ones(rows, np.uint32),
+    }
+    return {"size": size} | {name: pa.array(values) for name, values in others.items()}
+
+
+def write_index(packed: Path, columns: dict[str, pa.Array], states_rows: int | None = None) -> None:
+    """Replaces the index of train, of one shard, by one that may state more rows than it has."""
+    file = packed / "train.index.arrow"
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, INDEX_SCHEMA) as writer:
+        arrays = [columns[name] for name in INDEX_SCHEMA.names]
+        writer.write_batch(pa.record_batch(arrays, schema=INDEX_SCHEMA))
+    rows = len(columns["label"])
+    if states_rows is not None:
+        content = file.read_bytes()
+        for has, states in ((rows, states_rows), (2 * rows, 2 * states_rows)):
+            content = content.replace(struct.pack("<q", has), struct.pack("<q", states))
+        file.write_bytes(content)
+    manifest = read_manifest(packed)
+    train = manifest["splits"]["train"]
+    train["shards"] = [{**train["shards"][0], "rows": states_rows or rows}]
+    train["index"]["bytes"] = file.stat().st_size
+    (packed / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("look", [PackedDataset.open, describe_packed, packed_source])
+def test_an_index_that_states_more_rows_than_it_has_is_not_believed(packed, look):
+    write_index(packed, columns_of_index(1237), states_rows=50_000_000)
+    with pytest.raises(InputError, match=r"train\.index\.arrow is damaged \(not an Arrow file\)"):
+        look(packed)
+
+
+def test_an_index_of_missing_values_is_refused(packed):
+    columns = columns_of_index(3) | {"start": pa.array([1, None, 1], pa.int64())}
+    write_index(packed, columns)
+    with pytest.raises(InputError, match=r"train\.index\.arrow is damaged \(other columns than"):
+        PackedDataset.open(packed)
+
+
+def test_an_index_beyond_its_shard_is_found_when_it_is_read(packed):
+    starts = pa.array([2**40, 0, 0], pa.int64())
+    lengths = pa.array([10, 2**32 - 1, 1], pa.uint32())
+    write_index(packed, columns_of_index(3) | {"start": starts, "length": lengths})
+    train = PackedDataset.open(packed).train
+    train.prefetch(np.arange(3))
+    for row in (0, 1):
+        with pytest.raises(InputError, match=r"train-00000\.arrow"):
+            train.read(row)
+
+
+def test_names_that_lie_beyond_their_shard_are_refused(packed):
+    file = packed / "train-00000.arrow"
+    content = bytearray(file.read_bytes())
+    batch = pa.ipc.open_file(bytes(content)).get_batch(0)
+    assert batch.num_rows == 2
+    ends = bytes(batch.column("name").buffers()[1])[: 8 * (batch.num_rows + 1)]
+    second = content.index(ends) + 8
+    content[second : second + 8] = struct.pack("<q", 2**45)
+    file.write_bytes(content)
+    dataset = PackedDataset.open(packed)
+    with pytest.raises(InputError, match=r"train-00000\.arrow is damaged \(its names\)"):
+        dataset.train.name(0)
+    assert "row 0 of" in dataset.train.place(0)
+    with pytest.raises(InputError, match=r"train-00000\.arrow is damaged \(its names\)"):
+        packed_source(packed)
+
+
+def test_a_shard_of_other_rows_than_listed_has_no_names(packed):
+    dataset = PackedDataset.open(packed)
+    file = packed / "train-00000.arrow"
+    batch = pa.ipc.open_file(file.read_bytes()).get_batch(0)
+    with pa.ipc.new_file(str(file), batch.schema) as writer:
+        writer.write_batch(batch.slice(1))
+    with pytest.raises(InputError, match=r"train-00000\.arrow is damaged \(other rows than listed"):
+        dataset.train.name(0)
 
 
 def test_says_that_a_shard_was_cut_while_in_use(packed):

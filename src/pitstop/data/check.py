@@ -1,7 +1,8 @@
 """Checking a packed dataset: is each file, each row and each image what the manifest says?
 
 Each shard is read once. Its checksum is compared, its rows with the index, and each image is
-decoded. A byte that flipped inside a JPEG may still decode: then the checksum tells in which file
+decoded; of one that is tiled, a crop as well, and compared. The manifest's digests are computed
+anew. A byte that flipped inside a JPEG may still decode: then the checksum tells in which file
 it is, but nothing tells the row.
 
 Duplicates across train and val are looked for by content. Training images are stored shrunk, so
@@ -25,12 +26,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import simplejpeg
 from PIL import Image
 
 from pitstop.data import jpeg
 from pitstop.data.convert import Settings, convert, why_bad
-from pitstop.data.decode import decode
-from pitstop.data.manifest import read_manifest
+from pitstop.data.decode import decode, decode_crop
+from pitstop.data.manifest import MANIFEST, digest_of, read_manifest
 from pitstop.data.packed import INDEX_SCHEMA, SCHEMA
 
 _ROWS_A_TASK = 32
@@ -94,6 +96,9 @@ def check(
     entries = [val, train, *train.get("levels", {}).values()]
     images = sum(_num_rows(entry) for entry in entries)
     report = CheckReport(sum(1 + len(entry["shards"]) for entry in entries), images)
+    if manifest["digest"] != digest_of(manifest["classes"], manifest["splits"]):
+        why = "its digest is not that of its classes, rows and content"
+        report.problems.append(Problem(MANIFEST, None, None, why))
     settings = Settings(manifest["made"]["short_side"], manifest["made"]["quality"])
     with ThreadPoolExecutor(workers) as pool, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # odd metadata; what matters is raised
@@ -154,7 +159,7 @@ class _Checker:
         index = self._table(listed, self._read(listed), INDEX_SCHEMA)
         reads = map(self._read, entry["shards"])
         ahead = next(reads)
-        first = 0
+        first, content_hash = 0, sha256()
         for shard in entry["shards"]:
             content, ahead = ahead, next(reads, ahead)
             table = self._table(shard, content, SCHEMA)
@@ -163,8 +168,9 @@ class _Checker:
             else:
                 part = None if index is None else index.batch.slice(first, shard["rows"])
                 self._compare(table, part)
-                yield from self._look(table, look)
+                yield from self._look(table, look, content_hash.update)
             first += shard["rows"]
+        self._compare_content(entry, content_hash.hexdigest(), first)
 
     def _read(self, listed: dict[str, Any]) -> "Future[_Content]":
         return self._pool.submit(_read, self._path / listed["file"])
@@ -193,7 +199,8 @@ class _Checker:
         except (pa.ArrowException, OSError) as error:
             self._tell(file, f"is no Arrow file ({' '.join(str(error).split())})")
             return None
-        if batch.schema != schema or batch.num_rows != listed["rows"]:
+        missing = any(column.null_count for column in batch.columns)
+        if batch.schema != schema or batch.num_rows != listed["rows"] or missing:
             self._tell(file, "has other rows than the manifest lists")
             return None
         return _Table(file, batch, pa.py_buffer(data).address)
@@ -210,13 +217,28 @@ class _Checker:
             differs |= index.column(name).to_numpy() != found
         self._tell_rows(table, differs, "the index differs from the shard")
 
-    def _look(self, table: "_Table", look: Look) -> Iterator[tuple[Place, Sequence[bytes]]]:
+    def _compare_content(self, entry: dict[str, Any], content: str, rows: int) -> None:
+        """Reports what the manifest says wrong of the shards, unless they are damaged anyway."""
+        damaged = {problem.file for problem in self._report.problems if problem.row is None}
+        if not damaged.isdisjoint(shard["file"] for shard in entry["shards"]):
+            return
+        of = entry["index"]["file"].removesuffix(".index.arrow")
+        if entry["content"] != content:
+            self._tell(MANIFEST, f"its content of {of} is not that of the shards")
+        if entry.get("rows", rows) != rows:  # a level states none
+            self._tell(MANIFEST, f"its rows of {of} are not those of the shards")
+
+    def _look(
+        self, table: "_Table", look: Look, add: Callable[[bytes], None]
+    ) -> Iterator[tuple[Place, Sequence[bytes]]]:
+        """As `images`, of a shard; `add` gets each row's digest, for that of the content."""
         rows = table.batch.num_rows
         spans = [range(i, min(i + _ROWS_A_TASK, rows)) for i in range(0, rows, _ROWS_A_TASK)]
         tasks = deque((span, self._pool.submit(_look_at, table, span, look)) for span in spans)
         while tasks:
             span, task = tasks.popleft()
-            for row, (why, digests) in zip(span, task.result(), strict=True):
+            for row, (content, (why, digests)) in zip(span, task.result(), strict=True):
+                add(content)
                 place = table.place(row)
                 if why is None:
                     yield place, digests
@@ -279,16 +301,47 @@ class _Seen(NamedTuple):
     digests: Sequence[bytes]
 
 
-def _look_at(table: _Table, rows: range, look: Look) -> list[_Seen]:
+def _look_at(table: _Table, rows: range, look: Look) -> list[tuple[bytes, _Seen]]:
+    """Returns of each row the digest of label and image, as packing computes it, and the rest."""
     return [_look_at_row(table, row, look) for row in rows]
 
 
-def _look_at_row(table: _Table, row: int, look: Look) -> _Seen:
-    data, height, width = (table.batch.column(c)[row].as_py() for c in ("image", "height", "width"))
+def _look_at_row(table: _Table, row: int, look: Look) -> tuple[bytes, _Seen]:
+    data, label, height, width = (
+        table.batch.column(name)[row].as_py() for name in ("image", "label", "height", "width")
+    )
+    content = sha256(label.to_bytes(4, "little", signed=True) + data).digest()
+    return content, _look_at_image(data, height, width, look)
+
+
+def _look_at_image(data: bytes, height: int, width: int, look: Look) -> _Seen:
     try:
-        found = decode(data).shape[:2]
+        pixels = _decode(data)
+        found = pixels.shape[:2]
         if found != (height, width):
             return _Seen(f"is {found[1]} x {found[0]} pixels instead of {width} x {height}", ())
+        if jpeg.is_tiled(data) and not _crops_alike(data, pixels):
+            return _Seen("its index of tiles is wrong: a crop differs from the whole image", ())
         return _Seen(None, look(data))
     except Exception as error:  # decoders raise nearly anything
         return _Seen(why_bad(error), ())
+
+
+def _decode(data: bytes) -> np.ndarray:
+    """As `decode`, but the pixels of a tiled image are those that its crops have."""
+    return (
+        simplejpeg.decode_jpeg(data, "RGB", fastupsample=True)
+        if jpeg.is_tiled(data)
+        else decode(data)
+    )
+
+
+def _crops_alike(data: bytes, pixels: np.ndarray) -> bool:
+    """Says whether the middle half of a tiled image, decoded alone, is as in the whole image.
+
+    It is as high as the image, so that each row of tiles has to be found.
+    """
+    height, width = pixels.shape[:2]
+    left = width // 4
+    right = width - left
+    return np.array_equal(decode_crop(data, (0, left, height, right - left)), pixels[:, left:right])

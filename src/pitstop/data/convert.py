@@ -105,7 +105,7 @@ def convert(data: bytes, split: Split, settings: Settings) -> Stored:
         why = _why_convert(image, turn)
         sides = _shrunk_sides(min(image.size), split, settings)
         original = Picture(data, image.height, image.width)
-        tiled = split == "train" and min(image.size) > _SMALL
+        tiled = split == "train" and min(image.size) > _SMALL and not _is_well_tiled(data)
         keeps = why is None and not tiled and not any(sides)
         if keeps and (image.format == "PNG" or _decodes(data)):
             return Stored((original,) * len(sides), None)
@@ -161,6 +161,14 @@ def _shrunk_sides(short_side: int, split: Split, settings: Settings) -> list[int
         return [None]
     limits = (settings.short_side, *settings.levels)
     return [limit if limit is not None and short_side > limit else None for limit in limits]
+
+
+def _is_well_tiled(data: bytes) -> bool:
+    """Says whether an image, of another packed dataset, is in tiles and has their right index."""
+    try:
+        return jpeg.cut(data, (0, 0, 1, 1)) is not None
+    except ValueError:
+        return False
 
 
 def _decodes(data: bytes) -> bool:

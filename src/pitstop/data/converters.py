@@ -5,6 +5,7 @@ programs rather than by ProcessPoolExecutor: a user's script needs no `if __name
 and they end when the packing process does, however that ends.
 """
 
+import errno
 import os
 import signal
 import subprocess
@@ -35,6 +36,9 @@ _TASK = 32
 
 _AHEAD = 2
 """Tasks that a process is handed before it has answered: it reads the images of the next."""
+
+_OF_THE_FILE = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENOENT, errno.ENOTDIR)
+"""Reading errors that will come again. Others, of a disk or a network, do not make a bad image."""
 
 _WINDOW = 8
 """Tasks a process that may be under way, or done and waiting for an earlier one."""
@@ -113,6 +117,10 @@ def _ignore_oddities() -> None:
 def _fetched(read: Reader, name: str) -> bytes | Exception:
     try:
         return read(name)
+    except OSError as error:
+        if error.errno in _OF_THE_FILE:
+            return error
+        return InputError(f"{name} cannot be read ({error}): the same command goes on")
     except Exception as error:
         return error
 
@@ -124,6 +132,8 @@ def _result(fetched: bytes | Exception, split: Split, item: Item, settings: Sett
         stored = convert(fetched, split, settings)
     except InputError:
         raise
+    except MemoryError:
+        raise InputError(f"there is too little memory for {item.name}: fewer --workers") from None
     except Exception as error:  # decoders raise nearly anything
         return why_bad(error)
     label = item.label.to_bytes(4, "little")

@@ -23,8 +23,11 @@ def decode(data: bytes) -> np.ndarray:
     """
     if data.startswith(_JPEG_MAGIC):
         return simplejpeg.decode_jpeg(data, "RGB")
-    with Image.open(BytesIO(data)) as image:
-        return np.array(image.convert("RGB"))
+    try:
+        with Image.open(BytesIO(data)) as image:
+            return np.array(image.convert("RGB"))
+    except SyntaxError as error:  # of a damaged PNG
+        raise ValueError(str(error)) from None
 
 
 def decode_crop(data: bytes, box: Box) -> np.ndarray:
@@ -49,7 +52,12 @@ def decode_crop(data: bytes, box: Box) -> np.ndarray:
     top, left, height, width = box
     part = cut(data, box)
     if part is None:
-        return decode(data)[top : top + height, left : left + width]
+        crop = decode(data)[top : top + height, left : left + width]
+        if crop.shape[:2] != (height, width):
+            raise ValueError(
+                f"the image is smaller than the {height} x {width} pixels wanted of it"
+            )
+        return crop
     buffer = _scratch.of_size(part.height * part.width * 3)
     pixels = simplejpeg.decode_jpeg(part.data, "RGB", fastupsample=True, buffer=buffer)
     return pixels[top - part.top :, left - part.left :][:height, :width]

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from pitstop.core.errors import InputError
 from pitstop.data.manifest import read_manifest
+from pitstop.data.packed import map_index
 from pitstop.data.sources.base import Source
 
 PERCENTILES = (0, 5, 50, 95, 100)
@@ -27,8 +26,12 @@ def describe_packed(path: Path) -> dict[str, Any]:
         InputError: one of them is missing or damaged.
     """
     manifest = read_manifest(path)
-    splits = {name: _Index(path, entry) for name, entry in manifest["splits"].items()}
-    levels = manifest["splits"]["train"].get("levels", {})
+    num_classes = len(manifest["classes"])
+    splits = {name: _Index(path, entry, num_classes) for name, entry in manifest["splits"].items()}
+    levels = {
+        side: _Index(path, entry, num_classes)
+        for side, entry in manifest["splits"]["train"].get("levels", {}).items()
+    }
     return {
         "kind": "packed",
         "path": str(path),
@@ -40,7 +43,7 @@ def describe_packed(path: Path) -> dict[str, Any]:
         "notes": [],
         **_classes(manifest["classes"], {name: index.labels for name, index in splits.items()}),
         "splits": {name: index.describe() for name, index in splits.items()},
-        "levels": {side: _Index(path, entry).describe() for side, entry in levels.items()},
+        "levels": {side: index.describe() for side, index in levels.items()},
     }
 
 
@@ -87,12 +90,12 @@ class _Index:
         InputError: it is missing or damaged.
     """
 
-    def __init__(self, path: Path, entry: dict[str, Any]) -> None:
-        batch = read_index(path / entry["index"]["file"])
+    def __init__(self, path: Path, entry: dict[str, Any], num_classes: int) -> None:
+        file, size = path / entry["index"]["file"], entry["index"]["bytes"]
+        rows = sum(shard["rows"] for shard in entry["shards"])
         self._shards = len(entry["shards"])
-        self.labels = batch.column("label").to_numpy()
-        self._lengths = batch.column("length").to_numpy()
-        self._short_sides = batch.column("size").flatten().to_numpy().reshape(-1, 2).min(axis=1)
+        self.labels, sizes, _, self._lengths = map_index(file, size, rows, num_classes)
+        self._short_sides = sizes.min(axis=1)
 
     def describe(self) -> dict[str, Any]:
         counts = np.histogram(self._short_sides, _EDGES)[0]
@@ -109,20 +112,6 @@ class _Index:
                 "images": counts[first:last].tolist(),
             },
         }
-
-
-def read_index(file: Path) -> pa.RecordBatch:
-    """Returns the index of a split, `packed.INDEX_SCHEMA`, mapped.
-
-    Raises:
-        InputError: it is missing or no Arrow file.
-    """
-    try:
-        return pa.ipc.open_file(pa.memory_map(str(file))).get_batch(0)
-    except FileNotFoundError:
-        raise InputError(f"{file} is missing: pack again") from None
-    except (pa.ArrowException, OSError):
-        raise InputError(f"{file} is damaged (not an Arrow file): pack again") from None
 
 
 def _percentiles(values: np.ndarray) -> dict[str, int]:

@@ -147,16 +147,41 @@ def cut(data: bytes, box: Box) -> Cut | None:
     Args:
         data: an encoded image.
         box: inside the image.
+
+    Raises:
+        ValueError: the index or the box does not fit the image: damaged data.
     """
-    if not data.startswith(_IDENTIFIER, _INDEX_AT):
+    if not is_tiled(data):
         return None
-    index = _Index(*_HEADER.unpack_from(data, _INDEX_AT))
+    index = _read_index(data)
     top, left, height, width = box
     rows = slice(top // index.tile_height, -(-(top + height) // index.tile_height))
     columns = slice(left // index.tile_width, -(-(left + width) // index.tile_width))
+    if rows.stop > index.rows or columns.stop > index.columns:
+        raise ValueError(f"the image is smaller than the {height} x {width} pixels wanted of it")
     if rows == slice(0, index.rows) and columns == slice(0, index.columns):
         return Cut(data, 0, 0, *_SIDES.unpack_from(data, index.height_at))
     return _cut(data, index, rows, columns)
+
+
+def is_tiled(data: bytes) -> bool:
+    """Says whether an encoded image is a JPEG with an index of tiles, which may be damaged."""
+    return data.startswith(_IDENTIFIER, _INDEX_AT)
+
+
+def _read_index(data: bytes) -> _Index:
+    """Returns the fixed part of the index, having checked it."""
+    if len(data) < _INDEX_AT + _HEADER.size:
+        raise ValueError("cut off in the index of tiles")
+    index = _Index(*_HEADER.unpack_from(data, _INDEX_AT))
+    lengths_end = _INDEX_AT + _HEADER.size + 2 * index.rows * index.columns
+    if not lengths_end <= index.height_at < index.height_at + 4 <= index.first_tile < len(data):
+        raise ValueError("the index of tiles is damaged")
+    height, width = _SIDES.unpack_from(data, index.height_at)
+    fits = 0 < height <= index.rows * index.tile_height < height + index.tile_height
+    if not (fits and 0 < width <= index.columns * index.tile_width < width + index.tile_width):
+        raise ValueError("the index of tiles does not fit the image")
+    return index
 
 
 def _cut(data: bytes, index: _Index, rows: slice, columns: slice) -> Cut:
@@ -164,7 +189,10 @@ def _cut(data: bytes, index: _Index, rows: slice, columns: slice) -> Cut:
     tiles = index.rows * index.columns
     lengths_at = _INDEX_AT + _HEADER.size
     lengths = np.frombuffer(data, "<u2", tiles, lengths_at)
-    ends = lengths.cumsum(dtype=np.int64).reshape(index.rows, index.columns)[rows]
+    ends = lengths.cumsum(dtype=np.int64).reshape(index.rows, index.columns)
+    if index.first_tile + ends[-1, -1] != len(data):
+        raise ValueError("the index of tiles does not fit the data")
+    ends = ends[rows]
     lengths = lengths.reshape(index.rows, index.columns)[rows, columns]
     starts = (ends[:, columns.start] - lengths[:, 0] + index.first_tile).tolist()
     stops = (ends[:, columns.stop - 1] + index.first_tile).tolist()

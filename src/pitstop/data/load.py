@@ -6,6 +6,7 @@ the next one's images are decoded at its own resolution while this one's are tra
 """
 
 import math
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -203,11 +204,13 @@ class Loader(_Threads[Batch]):
         self._split = split
         self._timeline = timeline
         self._memory = _Memory(pin_memory)
+        self._closing = threading.Event()
         self._order = Order(timeline)
         self._sides: dict[int, np.ndarray] = {}
         super().__init__((self._job(step, rank, world) for step in steps), workers, prefetch)
 
     def close(self) -> None:
+        self._closing.set()
         super().close()
         self._order.close()
 
@@ -232,7 +235,9 @@ class Loader(_Threads[Batch]):
         rows, slots = ids.tolist(), images.split(1)
 
         def fill(i: int) -> None:
-            resize(decode_crop(split.read(rows[i]), boxes[i]), slots[i], interpolation)
+            resize(
+                decode_crop(split.read(rows[i], self._closing), boxes[i]), slots[i], interpolation
+            )
             if mirrored[i]:  # 22 us while it is in the cache; 250 us an image in the whole batch
                 slots[i].copy_(slots[i].flip(3))
 

@@ -50,7 +50,13 @@ def open_dataset(
         except InputError as error:
             say(f"{error} (which is done now)")
     report = pack_once(
-        source, target, workers=workers, progress=progress, should_stop=should_stop, say=say
+        source,
+        target,
+        replace=True,
+        workers=workers,
+        progress=progress,
+        should_stop=should_stop,
+        say=say,
     )
     if report is not None:
         _say_packed(report, say)
@@ -66,7 +72,7 @@ def default_cache() -> Path:
 
 
 def _name(source: Source) -> str:
-    return Path(source.origin).resolve().name or "root"
+    return Path(source.origin).resolve().name[:80] or "root"
 
 
 def _say_packed(report: PackReport, say: Callable[[str], None]) -> None:

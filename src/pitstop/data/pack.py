@@ -28,7 +28,15 @@ from pitstop import __version__
 from pitstop.core.errors import InputError
 from pitstop.data.convert import Settings, Split
 from pitstop.data.converters import Convert, Why, converters, why_odd
-from pitstop.data.manifest import FORMAT, MANIFEST, REMARKS, VERSION, is_packed, read_manifest
+from pitstop.data.manifest import (
+    FORMAT,
+    MANIFEST,
+    REMARKS,
+    VERSION,
+    digest_of,
+    is_packed,
+    read_manifest,
+)
 from pitstop.data.packed import PackedDataset
 from pitstop.data.shards import ShardWriter
 from pitstop.data.sources.base import Item, Source, name_hash
@@ -54,12 +62,16 @@ OnBad = Literal["skip", "fail"]
 
 _CANNOT_WRITE = (
     errno.EACCES,
+    errno.EBUSY,
     errno.EDQUOT,
     errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
     errno.ENOSPC,
     errno.ENOTDIR,
     errno.EPERM,
     errno.EROFS,
+    errno.EXDEV,
 )
 
 
@@ -154,6 +166,7 @@ def pack(
     """
     settings = _settings(short_side, quality, levels)
     job = _Job(source, settings, shard_bytes, on_bad, workers, progress, should_stop)
+    out = _place(out)
     with _locked(out, job):
         return _pack(job, out)
 
@@ -181,8 +194,14 @@ def pack_once(
     """
     settings = _settings(short_side, quality, levels)
     job = _Job(source, settings, SHARD_BYTES, on_bad, workers, progress, should_stop)
+    out = _place(out)
     with _locked(out, job, say):
-        found = _made(out)
+        try:
+            found = _made(out)
+        except InputError as error:
+            if not replace:
+                raise InputError(f"{error}, with --force to replace what is there") from None
+            found = None
         if found is not None and _as_made(job).items() <= found.items():
             _remove(_beside(out, "packing"))
             return None
@@ -220,6 +239,17 @@ def stratified_order(items: Sequence[Item]) -> list[Item]:
 
 
 # Under a lock, beside its place, renamed when whole.
+
+
+def _place(out: Path) -> Path:
+    """Returns where the dataset shall lie, which must have room beside it."""
+    with _writing(out):
+        out = out.resolve() if out.is_symlink() else out
+        mounted = out.resolve().is_mount()
+        if mounted or out.resolve() == Path.cwd():
+            what = "where a disk is mounted" if mounted else "the folder that you are in"
+            raise InputError(f"{out} is {what}: name a folder in it")
+    return out
 
 
 @contextlib.contextmanager
@@ -305,12 +335,15 @@ def _remove(*folders: Path) -> None:
 
 
 def _made(out: Path) -> dict[str, Any] | None:
-    """Returns how a packed dataset was made; None if it is missing, unfinished or damaged."""
-    try:
-        PackedDataset.open(out)
-        return read_manifest(out)["made"]
-    except InputError:
+    """Returns how the packed dataset that is there was made, None if none is.
+
+    Raises:
+        InputError: it is unfinished, damaged, or of another version.
+    """
+    if not is_packed(out):
         return None
+    PackedDataset.open(out)
+    return read_manifest(out)["made"]
 
 
 def _as_made(job: _Job) -> dict[str, Any]:
@@ -349,7 +382,7 @@ def _write(job: _Job, place: Path, out: Path) -> PackReport:
     _refuse_bad(job, tally, out)
     splits = {"train": train.entry(), "val": val.entry()}
     classes = [_printable(name) for name in job.source.classes]
-    digest = _digest(classes, splits)
+    digest = digest_of(classes, splits)
     _write_remarks(folder / REMARKS, tally)
     content = {"digest": digest, "classes": classes, "splits": splits}
     _write_manifest(folder, content | _how_made(job, tally))
@@ -436,19 +469,6 @@ def _refuse_bad(job: _Job, tally: _Tally, out: Path) -> None:
             raise _RefusedError(f"{origin}: all training images of class {name} are bad: add some")
     if not any(split == "val" for split, _ in tally.stored):
         raise _RefusedError(f"{origin}: all validation images are bad: add some")
-
-
-def _digest(classes: Sequence[str], splits: dict[str, dict[str, Any]]) -> str:
-    """Depends on what training sees only, not on how Arrow lays it out or where shards end."""
-    content = {
-        split: [
-            entry["rows"],
-            entry["content"],
-            {side: level["content"] for side, level in entry.get("levels", {}).items()},
-        ]
-        for split, entry in splits.items()
-    }
-    return sha256(json.dumps([classes, content]).encode()).hexdigest()
 
 
 def _how_made(job: _Job, tally: _Tally) -> dict[str, Any]:

@@ -17,7 +17,6 @@ import os
 import resource
 import sys
 import threading
-import time
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
@@ -56,6 +55,8 @@ INDEX_SCHEMA = pa.schema(
 LEVEL_MARGIN = 8 / 7
 """A level serves resolutions up to its short side over this, as 256 serves 224."""
 
+_NEVER = threading.Event()
+
 _SPARE_FILES = 256
 """Open files that the rest of a run may need besides the shards."""
 
@@ -82,11 +83,9 @@ class PackedSplit:
     def __init__(self, folder: Path, entry: dict[str, Any], num_classes: int) -> None:
         rows = [shard["rows"] for shard in entry["shards"]]
         index = folder / entry["index"]["file"]
-        self.labels, self.sizes, self._starts, self._lengths = _map_index(
-            index, entry["index"]["bytes"], sum(rows)
+        self.labels, self.sizes, self._starts, self._lengths = map_index(
+            index, entry["index"]["bytes"], sum(rows), num_classes
         )
-        if self.labels.min() < 0 or self.labels.max() >= num_classes:
-            raise InputError(f"{folder} is damaged (a label beyond its classes): pack again")
         self._first_rows = list(accumulate(rows[:-1], initial=0))
         self._shards = _Shards(folder, entry["shards"])
         self.levels = {
@@ -102,8 +101,11 @@ class PackedSplit:
         serving = (side for side in self.levels if side >= LEVEL_MARGIN * resolution)
         return self.levels.get(next(serving, 0), self)
 
-    def read(self, row: int) -> bytes:
+    def read(self, row: int, given_up: threading.Event = _NEVER) -> bytes:
         """Returns the encoded image of a row, 0 <= row < len(self).
+
+        Args:
+            given_up: ends the waiting for a shard that is still being copied here.
 
         Raises:
             InputError: the shard was cut short since it was opened, or was never copied here.
@@ -111,7 +113,7 @@ class PackedSplit:
         """
         shard = self._shard(row)
         length = int(self._lengths[row])
-        data = os.pread(self._shards.descriptor(shard), length, int(self._starts[row]))
+        data = os.pread(self._shards.descriptor(shard, given_up), length, int(self._starts[row]))
         if len(data) != length:
             raise InputError(f"{self._shards.path(shard)} was cut short while in use: pack again")
         return data
@@ -134,8 +136,8 @@ class PackedSplit:
     def name(self, row: int) -> str:
         """Returns the path that a row's image had in the source. Slow: it opens the shard."""
         shard = self._shard(row)
-        batch = _read_shard(self._shards.path(shard))
-        return batch.column("name")[row - self._first_rows[shard]].as_py()
+        names = read_names(self._shards.path(shard), self._shards.rows(shard))
+        return names[row - self._first_rows[shard]].as_py()
 
     def place(self, row: int) -> str:
         """Returns where a row's image lies, to tell the user: shard file, row in it, and name."""
@@ -168,27 +170,32 @@ class _Shards:
     def path(self, shard: int) -> Path:
         return self._folder / self._entries[shard]["file"]
 
+    def rows(self, shard: int) -> int:
+        return self._entries[shard]["rows"]
+
     def open_descriptor(self, shard: int) -> int | None:
         """Returns the descriptor of a shard, None if it is not here yet."""
         return self._descriptors[shard]
 
-    def descriptor(self, shard: int) -> int:
+    def descriptor(self, shard: int, given_up: threading.Event) -> int:
         """Returns the descriptor of a shard, having waited for it if it is being copied here."""
         descriptor = self._descriptors[shard]
-        return self._wait_for(shard) if descriptor is None else descriptor
+        return self._wait_for(shard, given_up) if descriptor is None else descriptor
 
-    def _wait_for(self, shard: int) -> int:
+    def _wait_for(self, shard: int, given_up: threading.Event) -> int:
+        path = self.path(shard)
+        while not path.exists():
+            copying = is_locked(self._folder / STAGING_LOCK) and not given_up.is_set()
+            if not copying and not path.exists():
+                raise InputError(
+                    f"{path} is missing, and nobody is copying it here: run the same "
+                    "`pitstop data stage` again"
+                )
+            given_up.wait(0.1)
         with self._lock:
-            if (descriptor := self._descriptors[shard]) is not None:
-                return descriptor
-            while not self.path(shard).exists():
-                if not is_locked(self._folder / STAGING_LOCK) and not self.path(shard).exists():
-                    raise InputError(
-                        f"{self.path(shard)} is missing, and nobody is copying it here: run the "
-                        "same `pitstop data stage` again"
-                    )
-                time.sleep(0.1)
-            descriptor = self._descriptors[shard] = self._open(self._entries[shard])
+            descriptor = self._descriptors[shard]
+            if descriptor is None:
+                descriptor = self._descriptors[shard] = self._open(self._entries[shard])
             return descriptor
 
     def _open(self, entry: dict[str, Any]) -> int:
@@ -249,7 +256,7 @@ def write_index(folder: Path, name: str, shards: Sequence[dict[str, Any]]) -> di
 def _columns(file: Path) -> tuple[np.ndarray, ...]:
     """Returns a shard's labels, sizes, and the images' starts and lengths in its file."""
     with pa.memory_map(str(file)) as mapped:
-        batch = pa.ipc.open_file(mapped).get_batch(0)
+        batch = open_batch(mapped, SCHEMA, file)
         mapped.seek(0)
         base = mapped.read_buffer().address
         _, offsets, images = batch.column("image").buffers()
@@ -260,30 +267,73 @@ def _columns(file: Path) -> tuple[np.ndarray, ...]:
         return label.copy(), size, starts, np.diff(ends).astype(np.uint32)
 
 
-def _map_index(file: Path, size: int, rows: int) -> tuple[np.ndarray, ...]:
-    """Returns views of the mapped index: labels, sizes, starts and lengths."""
+def map_index(file: Path, size: int, rows: int, num_classes: int) -> tuple[np.ndarray, ...]:
+    """Returns views of the mapped index: labels, sizes, starts and lengths.
+
+    Args:
+        size: of the file, in bytes.
+        rows: how many it should have.
+        num_classes: to check the labels.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
     _check_size(file, size)
     with file.open("rb") as opened:
         mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
     if hasattr(mmap, "MADV_WILLNEED"):
         mapped.madvise(mmap.MADV_WILLNEED)
-    try:
-        batch = pa.ipc.open_file(pa.py_buffer(mapped)).get_batch(0)
-    except pa.ArrowException:
-        raise InputError(f"{file} is damaged (not an Arrow file): pack again") from None
-    if batch.schema != INDEX_SCHEMA or batch.num_rows != rows:
+    batch = open_batch(pa.py_buffer(mapped), INDEX_SCHEMA, file)
+    if batch.num_rows != rows:
         raise InputError(f"{file} is damaged (other rows than listed): pack again")
     label, start, length = (batch.column(name).to_numpy() for name in ("label", "start", "length"))
     sizes = batch.column("size").flatten().to_numpy().reshape(rows, 2)
+    if label.min() < 0 or label.max() >= num_classes:
+        raise InputError(f"{file} is damaged (a label beyond its classes): pack again")
     return label, sizes, start, length
 
 
-def _read_shard(file: Path) -> pa.RecordBatch:
-    """Returns a shard's rows, mapped."""
+def read_names(file: Path, rows: int) -> pa.LargeStringArray:
+    """Returns the names of a shard's images, mapped; of the shard, only that column is read.
+
+    Raises:
+        InputError: the shard is missing, damaged, or has another number of rows.
+    """
     try:
-        return pa.ipc.open_file(pa.memory_map(str(file))).get_batch(0)
+        mapped = pa.memory_map(str(file))
     except (pa.ArrowException, OSError):
         raise InputError(f"{file} is damaged (not an Arrow file): pack again") from None
+    names = open_batch(mapped, SCHEMA, file).column("name")
+    try:
+        names.validate(full=True)
+    except pa.ArrowException:
+        raise InputError(f"{file} is damaged (its names): pack again") from None
+    if len(names) != rows:
+        raise InputError(f"{file} is damaged (other rows than listed): pack again")
+    return names
+
+
+def open_batch(source: pa.Buffer | pa.NativeFile, schema: pa.Schema, file: Path) -> pa.RecordBatch:
+    """Returns the rows of a shard or an index, whose columns are as long as it says.
+
+    Arrow itself believes what a file states, and reads beyond its buffers. The lengths of columns
+    are checked, in constant time; those of each image and name are not.
+
+    Args:
+        source: the file's content.
+        file: to name it.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        batch = pa.ipc.open_file(source).get_batch(0)
+        batch.validate()
+    except (pa.ArrowException, OSError, ValueError):  # ValueError: there is no batch
+        raise InputError(f"{file} is damaged (not an Arrow file): pack again") from None
+    if batch.schema != schema or any(column.null_count for column in batch.columns):
+        raise InputError(f"{file} is damaged (other columns than packing writes): pack again")
+    return batch
 
 
 def _check_size(file: Path, size: int) -> None:
@@ -307,7 +357,10 @@ def _allow_open_files(path: Path, shards: int) -> None:
     needed = shards + _SPARE_FILES
     if soft == resource.RLIM_INFINITY or needed <= soft:
         return
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        fix = f"raise the limit (ulimit -Hn) to {needed} or pack into larger shards"
-        raise InputError(f"{path} has {shards} shards and {hard} files may be open: {fix}")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    except (OSError, ValueError):  # above the hard limit, or above what macOS allows anyway
+        fix = f"raise the limit (ulimit -n {needed})"
+        raise InputError(
+            f"{path} has {shards} shards and {soft} files may be open: {fix}"
+        ) from None

@@ -2,8 +2,8 @@
 
 import os
 import re
-from collections.abc import Callable, Sequence
-from glob import has_magic
+from collections.abc import Callable, Iterator, Sequence
+from glob import glob, has_magic
 from pathlib import Path
 
 from pitstop.core.errors import InputError
@@ -28,6 +28,9 @@ BUCKETS = ("s3", "gs", "az")
 
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 _PARQUET = (".parquet",)
+
+_MOST_FILES = 1_000_000
+"""That braces may name: more is a slip."""
 
 
 def resolve(spec: str) -> Path | Source:
@@ -101,7 +104,7 @@ def _folder(path: Path) -> Source:
     names = {entry.name for entry in path.iterdir()}
     if ILSVRC_TRAIN in names and "train" not in names:
         return ilsvrc_source(path)
-    if is_cifar(names):
+    if is_cifar(entry.name for entry in path.iterdir() if entry.is_file()):
         return cifar_source(path)
     if parquet := _data_files(path, _PARQUET):
         return _parquet(path, parquet, str(path))
@@ -146,30 +149,38 @@ def _matches(pattern: str) -> list[Path]:
     """Returns the files of a pattern with *, ?, [...], {0000..0123} or {a,b}.
 
     Raises:
-        InputError: there are none, or one that the braces name is missing.
+        InputError: there are none, one that the braces name is missing, or the braces go
+            backwards or name too many.
     """
     files: list[Path] = []
     for one in _expanded(str(Path(pattern).expanduser())):
-        root = Path(Path(one).anchor)
-        found = [file for file in root.glob(str(Path(one).relative_to(root))) if file.is_file()]
+        # Path.glob refuses "**.tar"
+        named = glob(one, recursive=True)  # noqa: PTH207
+        found = [file for file in map(Path, named) if file.is_file()]
         if not found:
             raise InputError(f"there is no file {one}: correct the pattern {pattern}")
         files += found
     return sorted(set(files))
 
 
-def _expanded(pattern: str) -> list[str]:
-    """Returns the patterns that braces stand for."""
-    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+def _expanded(pattern: str) -> Iterator[str]:
+    """Yields the patterns that braces stand for."""
+    match = re.search(r"\{(?:(\d{1,18})\.\.(\d{1,18})|([^{}]*,[^{}]*))\}", pattern)
     if match is None:
-        return [pattern]
+        yield pattern
+        return
     first, last, words = match.groups()
     if words is not None:
         inside = words.split(",")
     else:
-        inside = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
+        numbers = range(int(first), int(last) + 1)
+        if not 0 < len(numbers) <= _MOST_FILES:
+            allowed = f"1 to {_MOST_FILES:,} numbers, counted upwards"
+            raise InputError(f"{match[0]} is not a range of {allowed}: correct the pattern")
+        inside = (f"{number:0{len(first)}}" for number in numbers)
     before, after = pattern[: match.start()], pattern[match.end() :]
-    return [one for word in inside for one in _expanded(f"{before}{word}{after}")]
+    for word in inside:
+        yield from _expanded(f"{before}{word}{after}")
 
 
 def _meant(spec: str, path: Path) -> str:

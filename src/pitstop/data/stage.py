@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from io import FileIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Condition, Thread
 from typing import Any
@@ -160,19 +160,14 @@ def _with_first_rows(shards: list[dict[str, Any]]) -> Iterator[tuple[_File, int]
         first += shard["rows"]
 
 
-def _files(node: Any) -> Iterator[_File]:
-    """Yields all files that a manifest lists, wherever."""
-    if isinstance(node, dict) and {"file", "bytes", "sha256"} <= node.keys():
-        yield _file(node)
-    elif isinstance(node, dict | list):
-        for child in node.values() if isinstance(node, dict) else node:
-            yield from _files(child)
+def _files(manifest: dict[str, Any]) -> Iterator[_File]:
+    """Yields all files that a manifest lists."""
+    splits = manifest["splits"]
+    for entry in (*splits.values(), *splits["train"].get("levels", {}).values()):
+        yield from map(_file, (entry["index"], *entry["shards"]))
 
 
 def _file(entry: dict[str, Any]) -> _File:
-    path = PurePosixPath(entry["file"])
-    if path.is_absolute() or ".." in path.parts:
-        raise InputError(f"{MANIFEST} lists {entry['file']!r}, outside of the dataset: pack again")
     return _File(entry["file"], entry["bytes"], entry["sha256"])
 
 

@@ -1,5 +1,6 @@
 import pickle
 import subprocess
+import tarfile
 from io import BytesIO
 
 import numpy as np
@@ -148,6 +149,8 @@ class Evil:
         (lambda mark: Evil(np.load, mark), "numpy.load"),
         (lambda mark: np.array([object()], dtype=object), "an array of O8"),
         (lambda mark: np.zeros(3), "an array of f8"),
+        (lambda mark: Evil(np.ndarray, (2**40,)), "not callable"),
+        (lambda mark: np.array(["a"]), "an array of U1"),
     ],
 )
 def test_a_hostile_pickle_is_refused_by_name(tmp_path, evil, named):
@@ -163,6 +166,56 @@ def test_a_hostile_pickle_is_refused_by_name(tmp_path, evil, named):
         assert f"the pickle {victim} is not one of CIFAR" in str(error.value)
         assert "\n" not in str(error.value)
     assert not mark.exists()
+
+
+def test_a_pickle_cannot_change_the_types_of_numpy(tmp_path):
+    """dtype("u1") is one object for all; a state given to it is that of every array of bytes."""
+    dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R"
+    state = b"(K\x03U\x01|NU\x01xNM\xff\x7fJ\xff\xff\xff\xffK\x00tb"
+    files = ten_python()
+    files["cifar-10-batches-py/data_batch_3"] = b"\x80\x02}U\x04data" + dtype + state + b"s."
+    with pytest.raises(InputError, match="data_batch_3 is damaged"):
+        resolve(str(write_tar(tmp_path / "x.tar", files)))
+    assert (np.dtype("u1").itemsize, np.dtype("u1").names) == (1, None)
+
+
+@pytest.mark.parametrize("called", ["numpy\ndtype", "_codecs\nencode", "numpy\nndarray"])
+def test_a_pickle_cannot_set_attributes(tmp_path, called):
+    """A state of (None, {name: value}) sets attributes of what does not refuse it."""
+    files = ten_python()
+    state = b"(N}U\x03newK\x01stb"
+    evil = b"\x80\x02}U\x04datac" + called.encode() + b"\n" + state + b"s."
+    files["cifar-10-batches-py/data_batch_3"] = evil
+    with pytest.raises(InputError, match="the pickle data_batch_3 is not one of CIFAR"):
+        resolve(str(write_tar(tmp_path / "x.tar", files)))
+    resolve(str(write_tar(tmp_path / "y.tar", ten_python())))
+
+
+def test_an_array_in_the_order_of_fortran(tmp_path):
+    files = ten_python()
+    content = {"data": np.asfortranarray(pixels(0)), "labels": LABELS}
+    files["cifar-10-batches-py/data_batch_1"] = python_pickle(content)
+    sources = [
+        resolve(str(write_tar(tmp_path / name, content)))
+        for name, content in (("f.tar", files), ("c.tar", ten_python()))
+    ]
+    first, second = (read_all(source, tmp_path / source.key) for source in sources)
+    assert first == second
+
+
+def test_what_is_too_large_for_cifar_is_not_read(tmp_path):
+    """A sparse file: 1 GiB of nothing where 30 MB are expected."""
+    path = write_tar(tmp_path / "x.tar", {**ten_python(), "one-block": b"x"})
+    big = tarfile.TarInfo("cifar-10-batches-py/data_batch_1")
+    big.size = 2**30
+    with path.open("r+b") as file:
+        with tarfile.open(path) as archive:
+            end = archive.getmembers()[-1].offset_data + 512
+        file.seek(end)
+        file.write(big.tobuf())
+        file.truncate(end + 512 + big.size + 1024)
+    with pytest.raises(InputError, match="data_batch_1 is damaged"):
+        resolve(str(path))
 
 
 @pytest.mark.parametrize(

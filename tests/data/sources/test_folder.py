@@ -71,6 +71,18 @@ def test_links_in_a_circle_and_dangling_links_do_no_harm(tmp_path):
     assert names == ["a/1.jpg", "a/2.jpg", "a/gone.jpg", "b/1.jpg", "b/2.jpg"]
 
 
+def test_takes_regular_files_only(tmp_path):
+    """Reading a pipe waits for who writes it."""
+    touch(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg")
+    os.mkfifo(tmp_path / "train/a/pipe.jpg")
+    (tmp_path / "train/a/link.jpg").symlink_to("pipe.jpg")
+    (tmp_path / "train/a/null.jpg").symlink_to(os.devnull)
+    (tmp_path / "train/a/self.jpg").symlink_to("self.jpg")
+    (tmp_path / "train/a/2.jpg").symlink_to("1.jpg")
+    names = [item.name for item in folder_source(tmp_path).train]
+    assert names == ["train/a/1.jpg", "train/a/2.jpg", "train/a/self.jpg", "train/b/1.jpg"]
+
+
 def test_key_changes_with_the_content_only(tmp_path):
     touch(tmp_path, "a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg")
     before = folder_source(tmp_path).key

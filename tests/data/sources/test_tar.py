@@ -88,6 +88,25 @@ def test_splits_follow_from_the_names_of_several_files(tmp_path, tree):
     assert read_all(source, tmp_path / "spool") == tree
 
 
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_files_of_another_split_are_left_out_and_the_user_is_told(tmp_path, tree, mode):
+    for split in ("train", "val"):
+        inside = {n.partition("/")[2]: data for n, data in tree.items() if n.startswith(split)}
+        write_tar(tmp_path / f"data/{split}.tar.gz", inside, mode)
+    write_tar(tmp_path / "data/test.tar.gz", {"cat/9.jpg": b"x"}, mode)
+    source = resolve(str(tmp_path / "data"))
+    assert isinstance(source, Source)
+    assert read_all(source, tmp_path / "spool") == tree
+    told = f"{tmp_path}/data: ignored 1 files of other splits, such as test.tar.gz"
+    assert source.notes == (told,)
+
+
+def test_a_class_as_deep_as_tar_allows(tmp_path, tree):
+    deep = {f"train/cat/{'d/' * 1500}9.jpg": b"deep"}
+    source = source_of(write_tar(tmp_path / "x.tar", {**tree, **deep}))
+    assert read_all(source, tmp_path / "spool") == {**tree, **deep}
+
+
 def test_tar_files_beside_class_folders_are_not_taken(tmp_path, tree):
     folder = unpacked(tmp_path, tree)
     write_tar(folder / "photos.tgz", {"a/1.jpg": b"x"}, "w:gz")
@@ -200,6 +219,44 @@ def test_a_damaged_header_is_refused(tmp_path, tree):
         file.write(b"\xff\xff\xff")
     with pytest.raises(InputError, match="damaged"):
         source_of(path)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE],
+)
+def test_a_long_header_is_not_read_into_memory(tmp_path, tree, kind):
+    """The size is only claimed: who reads that many bytes finds the end of the file instead."""
+    long = _kind("././@LongLink", kind)
+    long.size = 3 * 2**30
+    path = write_tar(tmp_path / "x.tar", tree)
+    path.write_bytes(long.tobuf(tarfile.GNU_FORMAT) + path.read_bytes())
+    with pytest.raises(InputError, match=r"is damaged.*a header of 3,221,225,472 bytes"):
+        source_of(path)
+
+
+def test_headers_of_headers_and_a_size_beyond_any_file_are_damage(tmp_path, tree):
+    path, huge = write_tar(tmp_path / "x.tar", tree), _kind("a/1.jpg", tarfile.REGTYPE)
+    huge.size = 2**80
+    chain = _kind("././@LongLink", tarfile.GNUTYPE_LONGNAME).tobuf(tarfile.GNU_FORMAT) * 5000
+    whole = path.read_bytes()
+    for before in (chain, huge.tobuf(tarfile.GNU_FORMAT)):
+        path.write_bytes(before + whole)
+        with pytest.raises(InputError, match="is damaged") as error:
+            source_of(path)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_that_must_not_be_read_is_not_called_damaged(tmp_path, tree):
+    write_tar(tmp_path / "data/train.tar", tree).chmod(0)
+    with pytest.raises(InputError, match=r"train\.tar cannot be read \(Permission denied\)"):
+        resolve(str(tmp_path / "data"))
+
+
+def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path):
+    with pytest.raises(InputError, match=r"gone\.tar cannot be read \(No such file"):
+        source_of(tmp_path / "gone.tar")
 
 
 def test_a_nested_archive_cannot_claim_what_lies_behind_it(tmp_path):
@@ -399,6 +456,9 @@ def test_ilsvrc_without_validation_images_holds_some_out(ilsvrc):
         (None, "", r"put LOC_val_solution\.csv \(of Kaggle\) or val\.txt .* into"),
         ("val.txt", "ILSVRC2012_val_00000001.JPEG 0\n", "has no line for ILSVRC2012_val_00000002"),
         ("val.txt", LABELS["val.txt"].replace(" 1", " n07"), "is of class n07, of which there is"),
+        ("val.txt", "", r"val\.txt is empty: renew it"),
+        ("val.txt", " \n\n", r"val\.txt is empty: renew it"),
+        ("val.txt", "\udcff 0\n", r"val\.txt is not UTF-8 text: renew it"),
         ("imagenet_2012_validation_synset_labels.txt", "n01\n", "has 1 classes for 4 images"),
         (
             "ILSVRC2012_validation_ground_truth.txt",
@@ -409,7 +469,7 @@ def test_ilsvrc_without_validation_images_holds_some_out(ilsvrc):
 )
 def test_ilsvrc_says_what_labels_it_wants(ilsvrc, name, text, message):
     if name is not None:
-        (ilsvrc / name).write_text(text)
+        (ilsvrc / name).write_text(text, errors="surrogateescape")
     with pytest.raises(InputError, match=message) as error:
         resolve(str(ilsvrc))
     assert str(ilsvrc) in str(error.value)
@@ -488,6 +548,22 @@ def test_webdataset_ignores_images_without_labels_and_says_so(tmp_path, images):
     source = source_of(write_tar(tmp_path / "x.tar", files))
     assert len(source.train) + len(source.val) == 20
     assert "ignored 1 images without a label (.cls, .json, .txt)" in source.notes[0]
+
+
+def test_webdataset_takes_one_image_of_a_key(tmp_path, images):
+    """KEY.seg.png is another part of the sample, such as a mask."""
+    masks = {f"{n:04}.seg.png": b"mask" for n in range(20)}
+    path = write_tar(tmp_path / "x.tar", {**shard(images, range(20)), **masks})
+    source = source_of(path)
+    assert read_all(source, tmp_path) == {f"x.tar/{n:04}.jpg": images(n) for n in range(20)}
+    what = "20 images that are not KEY.jpg or the like, such as x.tar/0000.seg.png"
+    assert source.notes[0] == f"{path}: ignored {what}"
+
+
+def test_webdataset_refuses_two_images_of_a_key(tmp_path, images):
+    files = {**shard(images, range(20)), "0007.png": images(7)}
+    with pytest.raises(InputError, match=r"0007\.jpg and 0007\.png are images of one key: remove"):
+        source_of(write_tar(tmp_path / "x.tar", files))
 
 
 @pytest.mark.parametrize(

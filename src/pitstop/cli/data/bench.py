@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def bench(
     data: Annotated[str, typer.Argument(help="A dataset; what is not packed is packed first")],
-    resolution: Annotated[int, typer.Option(min=8, help="Pixels")] = 224,
+    resolution: Annotated[int, typer.Option(min=8, max=4096, help="Pixels")] = 224,
     threads: Annotated[
         str | None, typer.Option(metavar="N,N", help="Default: 1, 2, 4, ... to all cores")
     ] = None,

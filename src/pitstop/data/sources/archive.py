@@ -4,6 +4,7 @@ What is compressed can only be read in sequence: it is decompressed into a tar f
 """
 
 import bz2
+import errno
 import gzip
 import lzma
 import tarfile
@@ -23,6 +24,20 @@ _BLOCK = 512
 _MAGIC_AT = 257
 """Where the header of a tar file says "ustar"."""
 
+_LONG_HEADERS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+"""Members with long names and the like, which tarfile reads into memory."""
+
+_MOST_HEADER_BYTES = 2**20
+
+_MOST_SIZE = 2**62
+"""Of a member: no file that can be sought in is as large."""
+
 _COMPRESSIONS = (
     (b"\x1f\x8b", "gzip"),
     (b"BZh", "bzip2"),
@@ -30,6 +45,17 @@ _COMPRESSIONS = (
     (b"\x28\xb5\x2f\xfd", "zstd"),
 )
 """The first bytes of a file, and what has compressed it."""
+
+
+_DAMAGED = (
+    tarfile.TarError,
+    OSError,
+    EOFError,
+    RecursionError,
+    zlib.error,
+    lzma.LZMAError,
+)
+"""What reading a damaged tar file raises."""
 
 
 class Member(NamedTuple):
@@ -75,13 +101,13 @@ def is_tar(path: Path) -> bool:
 
 
 def first_names(path: Path, number: int = 16) -> list[str]:
-    """Returns the names of the first members that a tar file has.
+    """Returns the names of the regular files among the first members that a tar file has.
 
     Raises:
         InputError: as `list_members`.
     """
     with opened(path) as file:
-        return [info.name for info in islice(_headers(file, path), number)]
+        return [info.name for info in islice(_headers(file, path), number) if info.isreg()]
 
 
 def list_members(
@@ -124,7 +150,10 @@ def opened(path: Path) -> Generator[IO[bytes]]:
             yield file
     except InputError:
         raise
-    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except _DAMAGED as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            reason = f"cannot be read ({error.strerror})"
+            raise InputError(f"{path} {reason}: check its permissions") from None
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise InputError(
             f"{path} is damaged, cut off, or no tar file ({reason}): download it again"
@@ -174,7 +203,7 @@ def _headers(file: IO[bytes], path: Path, end: int | None = None) -> Iterator[ta
     """Yields the headers of the tar file that begins where `file` is."""
     with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as archive:
         while (info := archive.next()) is not None:
-            if info.size < 0 or (end is not None and info.offset_data + info.size > end):
+            if not 0 <= info.size < (_MOST_SIZE if end is None else end - info.offset_data + 1):
                 raise tarfile.ReadError(f"{info.name} leads out of the archive that it is in")
             yield info
             # each would take a kilobyte
@@ -195,11 +224,17 @@ class _Header(tarfile.TarInfo):
         size, checksum = buf[124:135], buf[148:154]
         plain = buf[156:157] == tarfile.REGTYPE and not (size + checksum).strip(b"01234567")
         if not plain or int(checksum, 8) != sum(buf) - sum(buf[148:156]) + 8 * ord(" "):
-            return super().frombuf(buf, encoding, errors)
+            return _checked(super().frombuf(buf, encoding, errors))
         name, prefix = buf[:100].partition(b"\0")[0], buf[345:500].partition(b"\0")[0]
         header = cls((prefix + b"/" + name if prefix else name).decode(encoding, errors))
         header.size = int(size, 8)
         return header
+
+
+def _checked(header: tarfile.TarInfo) -> tarfile.TarInfo:
+    if header.type in _LONG_HEADERS and not 0 <= header.size <= _MOST_HEADER_BYTES:
+        raise tarfile.ReadError(f"a header of {header.size:,} bytes")
+    return header
 
 
 def _relative(name: str) -> str | None:

@@ -54,6 +54,14 @@ _VERSIONS = (
 )
 
 
+_WANTED = frozenset(
+    name for version in _VERSIONS for name in (*version.train, *version.val, version.names)
+)
+
+_MOST_BYTES = 2**28
+"""Of a file of it; the largest, train of CIFAR-100, has 155 MB."""
+
+
 class _Batch(NamedTuple):
     pixels: np.ndarray
     """uint8 [N, 3072]."""
@@ -91,23 +99,26 @@ def _version(names: set[str]) -> _Version | None:
 def _read_files(path: Path) -> tuple[dict[str, bytes], _Version]:
     files = _folder_files(path) if path.is_dir() else _archive_files(path)
     version = _version(set(files))
-    assert version is not None, "is_cifar() said so"
+    if version is None:
+        raise InputError(f"{path} has not all files of CIFAR: download it again")
     return files, version
 
 
 def _folder_files(path: Path) -> dict[str, bytes]:
-    wanted = {
-        name for version in _VERSIONS for name in (*version.train, *version.val, version.names)
-    }
-    return {e.name: e.read_bytes() for e in path.iterdir() if e.name in wanted and e.is_file()}
+    return {e.name: e.read_bytes() for e in path.iterdir() if e.name in _WANTED and e.is_file()}
 
 
 def _archive_files(path: Path) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
 
     def keep(member: Member, file: IO[bytes]) -> None:
+        name = member.name.rpartition("/")[2]
+        if name not in _WANTED:
+            return
+        if member.size > _MOST_BYTES:
+            raise _damaged(path, name)
         file.seek(member.offset)
-        files[member.name.rpartition("/")[2]] = file.read(member.size)
+        files[name] = file.read(member.size)
 
     list_members(path, keep)
     return files
@@ -135,14 +146,14 @@ def _batch(path: Path, name: str, data: bytes, version: _Version) -> _Batch:
     if not version.names_key:
         return _binary_batch(path, name, data, version.label_bytes)
     content = _unpickled(path, name, data)
-    pixels, labels = content.get("data"), content.get(version.labels)
+    array, labels = content.get("data"), content.get(version.labels)
     if (
-        not isinstance(pixels, np.ndarray)
+        not isinstance(array, _Array)
         or not isinstance(labels, list)
-        or (pixels.dtype, pixels.shape) != (np.uint8, (len(labels), _BYTES))
+        or array.values.shape != (len(labels), _BYTES)
     ):
         raise _damaged(path, name)
-    return _Batch(pixels, labels)
+    return _Batch(array.values, labels)
 
 
 def _binary_batch(path: Path, name: str, data: bytes, label_bytes: int) -> _Batch:
@@ -156,7 +167,9 @@ def _damaged(path: Path, name: str) -> InputError:
     return InputError(f"{path}: {name} is damaged: download it again")
 
 
-# Pickles: a program that builds objects. Of its calls only those of arrays of bytes are known.
+# Pickles: a program that builds objects. Of its calls only those of arrays of bytes are known, and
+# what stands for them here keeps bytes only: NumPy's own would take any shape, type and state.
+# Each has a __setstate__, without which a pickle may set any attribute of it.
 
 
 class _Unpickler(pickle.Unpickler):
@@ -167,26 +180,49 @@ class _Unpickler(pickle.Unpickler):
         return known
 
 
-def _empty_array(*_: object) -> np.ndarray:
-    return np.empty(0, np.uint8)
+class _Array:
+    """Stands for `_reconstruct`, which makes an array that its state fills."""
+
+    values = np.empty(0, np.uint8)
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, state: tuple[object, Any, object, object, object]) -> None:
+        """Takes (version, shape, dtype, whether in Fortran's order, bytes)."""
+        _, shape, dtype, fortran, data = state
+        raw = data.encode("latin1") if isinstance(data, str) else data
+        if not isinstance(dtype, _Uint8) or not isinstance(raw, bytes):
+            raise pickle.UnpicklingError("it has an array of other than bytes")
+        self.values = np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
-def _bytes_dtype(code: str, *_: object) -> np.dtype:
-    if code not in ("u1", "|u1", b"u1"):
-        raise pickle.UnpicklingError(f"it has an array of {code}")
-    return np.dtype("u1", False, True)
+class _Uint8:
+    """Stands for `dtype`. Its state is the order of bytes, of which a value has one."""
+
+    def __init__(self, code: str, *_: object) -> None:
+        if code not in ("u1", "|u1", b"u1"):
+            raise pickle.UnpicklingError(f"it has an array of {code}")
+
+    def __setstate__(self, state: object) -> None:
+        pass
 
 
-def _latin1(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes into a pickle for Python 2."""
-    return text.encode("latin1")
+class _Latin1:
+    """Stands for `encode`: how Python 3 writes bytes into a pickle for Python 2."""
+
+    def __new__(cls, text: str, encoding: str) -> bytes:
+        return text.encode("latin1")
+
+    def __setstate__(self, state: object) -> None:
+        raise pickle.UnpicklingError("it has bytes with a state")
 
 
 _KNOWN = {
-    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): _bytes_dtype,
-    ("_codecs", "encode"): _latin1,
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy", "ndarray"): "ndarray",
+    ("numpy", "dtype"): _Uint8,
+    ("_codecs", "encode"): _Latin1,
 }
 
 

@@ -44,12 +44,12 @@ class FolderListing:
         place = self._path / folder
         try:
             with os.scandir(place) as entries:
-                shown = [(e.name, _is_dir(e)) for e in entries if not e.name.startswith(".")]
+                shown = [entry for entry in entries if not entry.name.startswith(".")]
         except OSError as error:
             reason = f"cannot be listed ({error.strerror})"
             raise InputError(f"{place} {reason}: check its permissions") from error
-        folders = [name for name, is_folder in shown if is_folder]
-        images = [name for name, is_folder in shown if not is_folder and is_image(name)]
+        folders = [entry.name for entry in shown if _is_dir(entry)]
+        images = [entry.name for entry in shown if is_image(entry.name) and _is_file(entry)]
         return sorted(folders), sorted(images)
 
     def images(self, folder: str) -> list[str]:
@@ -94,6 +94,17 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Says whether it is a regular file, or a link that leads nowhere (see `_size_and_time`).
+
+    Pipes, sockets and devices are not: reading one may never end.
+    """
+    try:
+        return entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists())
+    except OSError:  # a link to itself
+        return True
 
 
 def read_file(root: Path, name: str) -> bytes:

@@ -68,9 +68,12 @@ class PathListing:
         return sorted(self._folders.get(folder, ())), sorted(self._images.get(folder, ()))
 
     def images(self, folder: str) -> list[str]:
-        found = [join(folder, name) for name in self._images.get(folder, ())]
-        for name in self._folders.get(folder, ()):
-            found += self.images(join(folder, name))
+        found: list[str] = []
+        pending = [folder]
+        while pending:
+            here = pending.pop()
+            found += [join(here, name) for name in self._images.get(here, ())]
+            pending += [join(here, name) for name in self._folders.get(here, ())]
         return sorted(found)
 
     def _add(self, path: str) -> None:

@@ -14,9 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pitstop.core.errors import InputError
 from pitstop.data.manifest import read_manifest
-from pitstop.data.packed import PackedDataset, PackedSplit
+from pitstop.data.packed import PackedDataset, PackedSplit, read_names
 from pitstop.data.sources.base import Item, Source, constant_reader
 
 
@@ -46,14 +45,8 @@ def split_names(path: Path, entry: dict[str, Any]) -> pa.LargeStringArray:
         path: of the packed dataset.
         entry: the split's in its manifest.
     """
-    return pa.concat_arrays([_shard_names(path / shard["file"]) for shard in entry["shards"]])
-
-
-def _shard_names(file: Path) -> pa.LargeStringArray:
-    try:
-        return pa.ipc.open_file(pa.memory_map(str(file))).get_batch(0).column("name")
-    except (pa.ArrowException, OSError):
-        raise InputError(f"{file} is damaged (not an Arrow file): pack again") from None
+    names = [read_names(path / shard["file"], shard["rows"]) for shard in entry["shards"]]
+    return pa.concat_arrays(names)
 
 
 def _items(names: pa.LargeStringArray, labels: np.ndarray) -> Sequence[Item]:

@@ -6,7 +6,8 @@ What is understood, of one tar file or of several:
                         is fine, and train.tar and val.tar may hold their classes
     ILSVRC              ILSVRC2012_img_train.tar (a tar file a class), and beside it
                         ILSVRC2012_img_val.tar with the labels of its images, or val/<class>/...
-    WebDataset          KEY.jpg with KEY.cls (or .json with "label", or .txt)
+    WebDataset          KEY.jpg with KEY.cls (or .json with "label", or .txt); KEY.seg.png and
+                        the like are no images of it
 """
 
 import json
@@ -74,10 +75,14 @@ def tar_source(files: Sequence[Path], origin: str) -> Source:
     if len(tars) == 1 and tars[0].nested:
         return _nested(tars[0], origin)
     images = _Images()
-    for tar, split in _with_splits(tars, origin):
+    taken = _with_splits(tars, origin)
+    for tar, split in taken:
         images.add(tar.path, {split + name: m for name, m in _unwrapped(tar, split).items()})
     layout = class_folders(PathListing(origin, images.spans))
-    return _source(root, images, layout, origin, tars)
+    used = [tar for tar, _ in taken]
+    ignored = sorted({tar.name for tar in tars} - {tar.name for tar in used})
+    layout = replace(layout, notes=(*_other_splits(origin, ignored), *layout.notes))
+    return _source(root, images, layout, origin, used)
 
 
 def ilsvrc_source(folder: Path) -> Source:
@@ -152,8 +157,11 @@ def _source(
     )
     stamped = [*images.files, *([labelled_by] if labelled_by else [])]
     key = stamp(root, [str(file.relative_to(root)) for file in stamped])
+    archives = {tar.path for tar in tars}
     compressed = tuple(
-        images.files.index(tar.path) for tar in tars if compression(tar.path) is not None
+        index
+        for index, file in enumerate(images.files)
+        if file in archives and compression(file) is not None
     )
     return Source(
         origin=origin,
@@ -172,6 +180,11 @@ def _open(spans: Spans, compressed: Sequence[int], key: str, folder: Path) -> Re
         files[index] = folder / f"{key[:16]}-{index:05}.tar"
         decompress(spans.files[index], files[index])
     return replace(spans, files=tuple(files))
+
+
+def _other_splits(origin: str, ignored: Sequence[str]) -> Iterable[str]:
+    if ignored:
+        yield f"{origin}: ignored {len(ignored):,} files of other splits, such as {ignored[0]}"
 
 
 # Class folders.
@@ -256,7 +269,13 @@ def _in_class_folders(
 
 def _val_labels(file: Path, names: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
     """Returns the class of each validation image."""
-    rows = [re.split(r"[,\s]+", line.strip()) for line in file.read_text().splitlines() if line]
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise InputError(f"{file} is not UTF-8 text: renew it") from None
+    rows = [re.split(r"[,\s]+", line.strip()) for line in lines if line.strip()]
+    if not rows:
+        raise InputError(f"{file} is empty: renew it")
     if all(len(row) == 1 for row in rows):
         if all(row[0].isdecimal() for row in rows):
             fix = f"only meta.mat explains: use {VAL_LABELS[0]} of Kaggle instead"
@@ -290,27 +309,54 @@ def _webdataset(root: Path, tars: Sequence[_Tar], origin: str) -> Source:
     images = _Images()
     labels: dict[str, dict[str, int | str]] = {"train": {}, "val": {}}
     unlabelled = 0
+    others: list[str] = []
     taken = [("train", by_name[name]) for name in splits.train]
     taken += [("val", by_name[name]) for name in splits.val]
     for split, tar in taken:
-        members = {f"{tar.name}/{m.name}": m for m in tar.images}
+        members, further = _key_images(tar)
+        others += further
         keys = {name: _key_and_ending(member.name)[0] for name, member in members.items()}
         known = {name: tar.labels[key] for name, key in keys.items() if key in tar.labels}
         unlabelled += len(members) - len(known)
         images.add(tar.path, {name: members[name] for name in known})
         labels[split] |= known
     layout = tabular(origin, labels["train"], labels["val"])
-    notes = _webdataset_notes(origin, unlabelled, splits.ignored)
-    layout = replace(layout, notes=(*notes, *layout.notes))
+    notes = _webdataset_notes(origin, unlabelled, others)
+    ignored = _other_splits(origin, splits.ignored)
+    layout = replace(layout, notes=(*notes, *ignored, *layout.notes))
     return _source(root, images, layout, origin, [tar for _, tar in taken])
 
 
-def _webdataset_notes(origin: str, unlabelled: int, ignored: Sequence[str]) -> Iterable[str]:
+def _key_images(tar: _Tar) -> tuple[dict[str, Member], list[str]]:
+    """Returns the images KEY.jpg by name, and the names of others, such as KEY.seg.png.
+
+    Raises:
+        InputError: a key has two images.
+    """
+    members: dict[str, Member] = {}
+    others: list[str] = []
+    by_key: dict[str, str] = {}
+    for member in tar.images:
+        key, ending = _key_and_ending(member.name)
+        if "." in ending:
+            others.append(f"{tar.name}/{member.name}")
+            continue
+        other = by_key.setdefault(key, member.name)
+        if other != member.name:
+            raise InputError(
+                f"{tar.path}: {other} and {member.name} are images of one key: remove one of them"
+            )
+        members[f"{tar.name}/{member.name}"] = member
+    return members, others
+
+
+def _webdataset_notes(origin: str, unlabelled: int, others: Sequence[str]) -> Iterable[str]:
     if unlabelled:
         endings = ", ".join(f".{ending}" for ending in LABEL_ENDINGS)
         yield f"{origin}: ignored {unlabelled:,} images without a label ({endings})"
-    if ignored:
-        yield f"{origin}: ignored {len(ignored):,} files of other splits, such as {ignored[0]}"
+    if others:
+        what = f"{len(others):,} images that are not KEY.jpg or the like"
+        yield f"{origin}: ignored {what}, such as {others[0]}"
 
 
 def _key_and_ending(name: str) -> tuple[str, str]:

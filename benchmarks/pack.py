@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--levels", default="", help="short sides of small copies: 160,256")
     parser.add_argument("--processes", type=int, default=2, help="and cores (default 2)")
     parser.add_argument("--rounds", type=int, default=5, help="of each (default 5)")
-    parser.add_argument("--copies", type=int, default=12, help="names a photo has (default 12)")
+    parser.add_argument("--copies", type=int, default=6, help="names a photo has (default 6)")
     parser.add_argument(
         "--cache", type=Path, default=Path("/tmp/pitstop-pack"), help="on the disk to measure"
     )

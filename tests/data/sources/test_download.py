@@ -243,6 +243,7 @@ def test_refuses_in_one_line(serve, tmp_path, monkeypatch):
         downloaded("cifar", tmp_path)
     with pytest.raises(InputError, match="known are cifar10, cifar100, dtd"):
         downloaded("x", tmp_path)
+    monkeypatch.setattr(download, "find_spec", lambda name: "scipy, whether it is here or not")
     for name in DATASETS:
         with pytest.raises(InputError, match=rf"{name} was not downloaded \(.*no network") as error:
             downloaded(name, tmp_path)

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pitstop.cli.data.progress import image_progress
+from pitstop.cli.data.packing import pack_with_progress
 from pitstop.cli.data.selecting import Dst, Force
 from pitstop.core.errors import InputError
-from pitstop.core.exit_codes import FINISHED, INTERRUPTED
-from pitstop.core.machine import cores
+from pitstop.core.exit_codes import FINISHED
 
 if TYPE_CHECKING:
     from pitstop.data.pack import PackReport
@@ -50,35 +49,15 @@ def pack(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
 ) -> int:
     """Pack images into one fast dataset. The same command goes on after a kill."""
-    from pitstop.data.pack import PackingStoppedError, pack_once
+    from pitstop.data.convert import Settings
     from pitstop.data.resolve import resolve
-    from pitstop.runtime.preemption import Preemption
 
-    side, small = _short_side(short_side), _levels(levels)
+    settings = Settings(_short_side(short_side), quality, tuple(_levels(levels)))
     found = resolve(source)
     if isinstance(found, Path):
         raise InputError(f"{source} is a packed dataset: name what it was made of")
-    for note in found.notes:
-        typer.echo(note, err=True)
     started = time.monotonic()
-    with Preemption() as preemption, image_progress("packing") as progress:
-        try:
-            report = pack_once(
-                found,
-                out,
-                short_side=side,
-                quality=quality,
-                levels=small,
-                on_bad=on_bad,
-                replace=force,
-                workers=workers or cores(),
-                progress=progress,
-                should_stop=lambda: preemption.requested,
-                say=lambda line: typer.echo(line, err=True),
-            )
-        except PackingStoppedError:
-            typer.echo(f"stopped by {preemption.reason}: the same command goes on", err=True)
-            return INTERRUPTED
+    report = pack_with_progress(found, out, settings, on_bad=on_bad, workers=workers, force=force)
     facts = _facts(out, report, time.monotonic() - started)
     if as_json:
         typer.echo(json.dumps(facts, indent=2))

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pitstop.cli.data.progress import image_progress
+from pitstop.cli.data.packing import pack_with_progress
 from pitstop.core.errors import InputError
-from pitstop.core.exit_codes import FINISHED, INTERRUPTED
-from pitstop.core.machine import cores
+from pitstop.core.exit_codes import FINISHED
 
 if TYPE_CHECKING:
     from pitstop.data.convert import Settings
@@ -58,28 +57,9 @@ def pack_selected(
     as_json: bool,
 ) -> int:
     """Packs a source, says what came of it, and returns the exit code."""
-    from pitstop.data.pack import PackingStoppedError, pack_once
     from pitstop.data.packed import PackedDataset
-    from pitstop.runtime.preemption import Preemption
 
-    for note in source.notes:
-        typer.echo(note, err=True)
-    with Preemption() as preemption, image_progress("packing") as progress:
-        try:
-            report = pack_once(
-                source,
-                out,
-                short_side=settings.short_side,
-                quality=settings.quality,
-                replace=force,
-                workers=workers or cores(),
-                progress=progress,
-                should_stop=lambda: preemption.requested,
-                say=lambda line: typer.echo(line, err=True),
-            )
-        except PackingStoppedError:
-            typer.echo(f"stopped by {preemption.reason}: the same command goes on", err=True)
-            return INTERRUPTED
+    report = pack_with_progress(source, out, settings, workers=workers, force=force)
     if report is None:
         typer.echo(f"{out} is there already, made the same way", err=True)
     elif report.skipped:

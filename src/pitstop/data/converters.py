@@ -14,7 +14,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
 from itertools import chain
@@ -268,12 +268,14 @@ class _Task(NamedTuple):
 def serve(descriptor: int) -> None:
     """Converts what comes through a connection until it is closed."""
     tasks: SimpleQueue[_Task] = SimpleQueue()
-    with Connection(descriptor) as connection, suppress(EOFError, ConnectionError):
-        read, settings = connection.recv()
-        with ThreadPoolExecutor(_READS) as pool:
+    with Connection(descriptor) as connection, ThreadPoolExecutor(_READS) as pool:
+        try:
+            read, settings = connection.recv()
             Thread(target=_receive, args=(connection, pool, read, tasks), daemon=True).start()
             while True:
                 connection.send(_answer(tasks.get(), settings))
+        except (EOFError, ConnectionError):
+            os._exit(0)  # at once, as _receive does: nobody is left to read for
 
 
 def _answer(task: _Task, settings: Settings) -> tuple[int, list[Result]] | InputError:

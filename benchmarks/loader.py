@@ -12,7 +12,7 @@ that were filled while nobody asked. Images a second are medians of the rounds. 
 median of the rounds' ratios, so that the machine's drift cancels.
 
     python benchmarks/loader.py                                        # 224 px, 1 and 2 cores
-    python benchmarks/loader.py --resolution 160,128 --short-side 256 --cores 2
+    python benchmarks/loader.py --resolution 160,128 --short-side 256 --levels 192,160 --cores 2
 
 A contender that cannot be imported is named and left out. torchvision and timm come with pitstop.
 The others have environments of their own, as FFCV must be compiled (on Debian):
@@ -109,9 +109,10 @@ PEERS = {
 }
 
 
-def pitstop(short_side: int) -> Contender:
-    label = f"pitstop, short side {short_side}"
-    return Contender(label, "with_pitstop", str(short_side), "here", "pitstop")
+def pitstop(*short_sides: int) -> Contender:
+    """Returns pitstop on images of the first short side; the others are of levels."""
+    variant = "+".join(map(str, short_sides))
+    return Contender(f"pitstop, short side {variant}", "with_pitstop", variant, "here", "pitstop")
 
 
 @dataclass(frozen=True)
@@ -320,6 +321,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--cores", type=numbers, default=[1, 2], help=f"{some} (1,2)")
     parser.add_argument("--short-side", type=numbers, default=[256, 400], help=f"{some} (256,400)")
     parser.add_argument(
+        "--levels", type=numbers, help=f"{some}; then pitstop runs with and without them"
+    )
+    parser.add_argument(
         "--peers", type=lambda text: text.split(","), help=f"{some}, of {', '.join(PEERS)} (all)"
     )
     parser.add_argument("--rounds", type=int, default=5, help="(5)")
@@ -340,7 +344,10 @@ def chosen(options: argparse.Namespace) -> dict[str, Contender]:
     idle = {f"dali-{side}" for side in (256, 400) if side not in options.short_side}
     names = options.peers if options.peers is not None else [n for n in PEERS if n not in idle]
     contenders = {name: PEERS[name] for name in names}
-    return contenders | {f"pitstop-{side}": pitstop(side) for side in options.short_side}
+    ours = [pitstop(side) for side in options.short_side]
+    if options.levels:
+        ours += [pitstop(side, *options.levels) for side in options.short_side]
+    return contenders | {f"pitstop-{contender.variant}": contender for contender in ours}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""pitstop. The variant is the short side of the packed images."""
+"""pitstop. The variant is the short side of the packed images, then those of levels: `256+192`."""
 
 from pathlib import Path
 
@@ -20,7 +20,8 @@ def packed(task: Task) -> Path:
 def prepare(task: Task) -> None:
     """Packs anew each time: the packer may have changed."""
     source = folder_source(task.images.parent)
-    pack(source, packed(task), short_side=int(task.variant), workers=task.cores)
+    short_side, *levels = (int(side) for side in task.variant.split("+"))
+    pack(source, packed(task), short_side=short_side, levels=levels, workers=task.cores)
 
 
 def timeline_for(task: Task, num_samples: int) -> Timeline:

@@ -1,6 +1,7 @@
 """The order of samples: a function of timeline and seed, whoever asks."""
 
 from contextlib import closing
+from itertools import groupby
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ CHI_SQUARE_15_AT_1E_4 = 44.26
 
 seeds = st.integers(0, 2**63 - 1)
 sizes = st.integers(1, 3000)
+ONCE = st.just(1)
 
 
 def recipe(**stated):
@@ -23,7 +25,7 @@ def recipe(**stated):
 
 
 @st.composite
-def timelines(draw):
+def timelines(draw, repeats=ONCE):
     """One to three phases of some batch sizes, each on a fraction of 8 to 300 images."""
     num_samples = draw(st.integers(8, 300))
     phases = [
@@ -31,6 +33,7 @@ def timelines(draw):
             "duration": draw(st.sampled_from(["1ep", "1.5ep", "2ep"])),
             "batch_size": draw(st.integers(num_samples // 20 + 1, num_samples // 4)),
             "data_fraction": fraction,
+            "repeated_augmentation": draw(repeats),
         }
         for fraction in draw(st.lists(st.sampled_from([1.0, 0.5]), min_size=1, max_size=3))
     ]
@@ -158,6 +161,42 @@ def test_the_next_epochs_order_is_another():
     timeline = Timeline(recipe(batch_size=100, epochs=2), num_samples=100)
     with closing(Order(timeline)) as order:
         assert not np.array_equal(order.ids(0), order.ids(1))
+
+
+# Repeated augmentation
+
+
+def drawn_by_pass(timeline: Timeline) -> dict[tuple[int, int], list[tuple[int, int]]]:
+    """For each walk and pass: the (place, image) drawn, in their order."""
+    drawn: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    with closing(Order(timeline)) as order:
+        for step in range(timeline.last):
+            segment, at = timeline.segment_at(step), timeline.position(step)
+            for index, image in enumerate(order.ids(step), at.index):
+                past, place = divmod(index, segment.num_samples)
+                drawn.setdefault((at.walk, at.pass_ + past), []).append((place, int(image)))
+    return drawn
+
+
+@given(
+    st.integers(1, 5).flatmap(lambda times: st.tuples(timelines(st.just(times)), st.just(times)))
+)
+def test_an_image_is_repeated_as_often_as_the_recipe_says(repeated_and_times):
+    timeline, times = repeated_and_times
+    sizes = {segment.walk: segment.num_samples for segment in timeline.segments}
+    for (walk, pass_), draws in drawn_by_pass(timeline).items():
+        shuffled = permutation(timeline.recipe.seed, walk, pass_, sizes[walk])
+        assert [place for place, _ in draws] == list(range(len(draws)))
+        assert [image for _, image in draws] == [shuffled[place // times] for place, _ in draws]
+
+
+@pytest.mark.parametrize(("times", "lengths"), [(3, [3] * 4), (5, [5, 5, 2]), (20, [12])])
+def test_an_epoch_has_as_many_draws_with_each_image_so_often_in_a_row(times, lengths):
+    timeline = Timeline(recipe(repeated_augmentation=times, batch_size=4), num_samples=12)
+    for draws in drawn_by_pass(timeline).values():
+        runs = [list(run) for _, run in groupby(image for _, image in draws)]
+        assert [len(run) for run in runs] == lengths
+        assert len({run[0] for run in runs}) == len(runs)
 
 
 # Passes and sides

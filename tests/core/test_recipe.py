@@ -16,6 +16,7 @@ from pitstop.core.errors import InputError
 from pitstop.core.length import Length
 from pitstop.core.recipe import (
     AdamW,
+    Model,
     PhaseSettings,
     Recipe,
     Sgd,
@@ -262,6 +263,22 @@ def test_an_unknown_key_that_is_like_no_other_is_answered_with_the_known_ones(tm
         ("epochs: 5\ngrad_accum_steps: 8\nbatch_size: 4", "grad_accum_steps"),
         ("epochs: 5\ndata_fraction: 1.1", "data_fraction: "),
         ("epochs: 5\neval: {every: 0}", "eval.every: "),
+        ("epochs: 5\neval: {also: [{resolution: 0}]}", "eval.also.0.resolution: "),
+        ("epochs: 5\neval: {also: [{every: 2}]}", "eval.also.0: unknown key 'every'"),
+        ("epochs: 5\nagc: 0", "agc: "),
+        ("epochs: 5\ntranslate: -1", "translate: "),
+        ("epochs: 5\naugment_scale: -1", "augment_scale: "),
+        ("epochs: 5\nrepeated_augmentation: 0", "repeated_augmentation: "),
+        ("epochs: 5\nfrozen_batch_norm: on", "frozen_batch_norm: "),
+        ("epochs: 5\noptimizer_state: drop", "optimizer_state: "),
+        ("epochs: 5\nema: {every: 0}", "ema.every: "),
+        ("epochs: 5\noptimizer: {name: sgd, layer_decay: 1.5}", "optimizer.layer_decay: "),
+        ("epochs: 5\noptimizer: {name: sgd, lr_scales: {fc: 0}}", "optimizer.lr_scales.fc: "),
+        ("epochs: 5\noptimizer: {name: lamb, decoupled_weight_decay: true}", "unknown key"),
+        ("epochs: 5\nlr: automatic", "lr: "),
+        ("epochs: 5\nlr_finder: {}", "lr_finder.fallback: is missing"),
+        ("epochs: 5\nlr_finder: {fallback: 0.1, iterations: 9}", "lr_finder.iterations: "),
+        ("epochs: 5\nlr_finder: {fallback: 0.1, policy: best}", "lr_finder.policy: "),
         ("epochs: 5\nphases: 3", "phases "),
         ("epochs: 5\nphases: [3]", "phases "),
         ("epochs: 5\nphases: []", "phases "),
@@ -374,6 +391,40 @@ def test_what_python_cannot_even_read_is_bad_input_too(tmp_path, text):
     problem(tmp_path, text)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("agc: 0.01\nclip_grad_norm: 1", "agc and clip_grad_norm both clip: give one"),
+        ("lr: auto", "lr: auto needs an lr_finder: at least `lr_finder: {fallback: 0.1}`"),
+        ("phases: [{lr: auto}]", "lr: auto needs an lr_finder"),
+        ("lr: auto\nlr_per: 256\nlr_finder: {fallback: 1}", "leave lr_per out"),
+        (
+            "lr_finder: {fallback: 1, start_lr: 2, end_lr: 1}",
+            "lr_finder: end_lr 1 must be above start_lr 2",
+        ),
+        ("lr_finder: {fallback: 1, floor: 2, cap: 1}", "lr_finder: floor 2 is above cap 1"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_answered_with_the_fix(tmp_path, text, said):
+    assert said in problem(tmp_path, f"epochs: 5\n{text}")
+
+
+def test_a_finder_whose_lr_no_phase_asks_for_may_stay(tmp_path):
+    recipe = load(tmp_path, "epochs: 5\nlr: auto\nlr_finder: {fallback: 0.1}", {"lr": 0.3})
+    assert not recipe.has_auto_lr()
+
+
+def test_a_found_lr_takes_the_place_of_auto_and_of_nothing_else(tmp_path):
+    text = "epochs: 2\nlr: auto\nlr_finder: {fallback: 0.1}\nphases: [{duration: 50%, lr: 0.7}, {}]"
+    recipe = load(tmp_path, text)
+    assert recipe.has_auto_lr()
+    found = recipe.with_lr(0.3)
+    assert not found.has_auto_lr()
+    assert [phase.lr for phase in found.phases] == [0.7, 0.3]
+    assert found == load(tmp_path, text.replace("auto", "0.3"))
+    assert found.with_lr(0.9) == found
+
+
 def test_accumulation_that_fits_every_phase_is_accepted(tmp_path):
     text = "epochs: 5\ngrad_accum_steps: 300\nphases: [{batch_size: 600}]"
     assert load(tmp_path, text).phases[0].grad_accum_steps == 300
@@ -448,6 +499,16 @@ def test_another_kind_replaces_the_keys_of_the_one_before(tmp_path):
         "optimizer: {name: adamw, beta2: 0.9}",
     )
     assert child.optimizer == AdamW(beta2=0.9)
+
+
+@pytest.mark.parametrize("over", ["extends", "--set"])
+def test_another_model_keeps_all_but_the_arguments_of_the_one_before(tmp_path, over):
+    parent = "epochs: 4\nmodel: {name: resnet50, kwargs: {a: 1}, weights: timm, blurpool: true}"
+    if over == "extends":
+        child = extended(tmp_path, parent, "model: {name: resnet18}")
+    else:
+        child = load(tmp_path, parent, {"model.name": "resnet18"})
+    assert child.model == Model(name="resnet18", weights="timm", blurpool=True)
 
 
 def test_the_same_kind_keeps_the_keys_of_the_one_before(tmp_path):
@@ -573,23 +634,34 @@ DECISIVE = {
     "model.kwargs.drop_rate": 0.2,
     "model.kwargs.other": 1,
     "model.blurpool": True,
+    "model.weights": "timm",
+    "model.prior_bias": True,
     "optimizer.name": "rmsprop",
     "optimizer.momentum": 0.8,
     "optimizer.nesterov": True,
     "optimizer.weight_decay": 1e-4,
     "optimizer.norm_weight_decay": 1e-4,
+    "optimizer.layer_decay": 0.75,
+    "optimizer.lr_scales": {"fc.*": 2.0},
+    "optimizer.decoupled_weight_decay": True,
     "loss": "bce",
     "sync_bn": True,
     "clip_grad_norm": 1.0,
+    "agc": 0.01,
+    "lr_finder": {"fallback": 0.1},
     "ema": None,
     "ema.half_life": 200,
+    "ema.every": 5,
+    "ema.lookahead": True,
     "mean": [0.5, 0.5, 0.5],
     "std": [0.5, 0.5, 0.5],
     "eval.resolution": 160,
     "eval.crop_ratio": 1.0,
     "eval.interpolation": "bicubic",
     "eval.flip_average": True,
+    "eval.translate_average": 1,
     "eval.every": 2,
+    "eval.also": [{"resolution": 160}],
     "phases.0.duration": "50%",
     "phases.0.resolution": 64,
     "phases.1.resolution": [96, 128],
@@ -621,6 +693,11 @@ DECISIVE = {
     "phases.0.mix.mode": "elem",
     "phases.0.label_smoothing": 0.1,
     "phases.0.freeze": ["layer1"],
+    "phases.0.frozen_batch_norm": "train",
+    "phases.0.optimizer_state": "reset",
+    "phases.0.translate": 2,
+    "phases.0.augment_scale": 1.5,
+    "phases.0.repeated_augmentation": 3,
     "lr": 0.6,
     "batch_size": 128,
     "lr_schedule": "linear",
@@ -697,14 +774,17 @@ schedules = st.one_of(
     mapping({"name": st.just("step"), "milestones": st.just(["30%", "60%"])}, gamma=fractions),
     keypoints.map(lambda stated: {"name": "keypoints", **stated}),
 )
+patterns = st.dictionaries(st.sampled_from(["stem.*", "*.bias"]), fractions, max_size=2)
+protocols = {"resolution": st.none() | st.integers(1, 300), "translate_average": st.integers(0, 2)}
 optimizers = st.one_of(
     kind("sgd", momentum=momenta, nesterov=st.booleans(), weight_decay=fractions),
+    kind("sgd", decoupled_weight_decay=st.booleans(), layer_decay=fractions, lr_scales=patterns),
     kind("rmsprop", momentum=momenta, alpha=st.just(0.9)),
     kind("adamw", momentum=momenta, beta2=st.just(0.99)),
     kind("lamb", eps=fractions, norm_weight_decay=fractions),
 )
 phase_settings = {
-    "resolution": st.integers(1, 300) | st.just([96, 128]),
+    "resolution": st.integers(5, 300) | st.just([96, 128]),
     "batch_size": st.integers(8, 1000),
     "grad_accum_steps": st.integers(1, 8),
     "data_fraction": fractions,
@@ -716,6 +796,9 @@ phase_settings = {
     "crop": mapping(scale=st.just([0.35, 1.0]), interpolation=st.just("bicubic")),
     "flip": st.sampled_from(["none", "random", "alternating"]),
     "color_jitter": st.none() | mapping(brightness=values, hue=st.floats(0, 0.5)),
+    "translate": st.integers(0, 4),
+    "augment_scale": st.floats(0, 3),
+    "repeated_augmentation": st.integers(1, 4),
     "augment": st.none()
     | st.just("trivial_augment_wide")
     | kind("rand_augment", magnitude=values, increasing=st.booleans(), num_ops=st.integers(1, 3)),
@@ -723,6 +806,8 @@ phase_settings = {
     "mix": st.none() | mapping(mixup_alpha=values, prob=fractions, mode=st.just("elem")),
     "label_smoothing": st.floats(0, 0.5),
     "freeze": st.lists(st.sampled_from(["stem", "layer1"]), max_size=2),
+    "frozen_batch_norm": st.sampled_from(["eval", "train"]),
+    "optimizer_state": st.sampled_from(["keep", "reset", "reset_frozen"]),
 }
 
 
@@ -739,12 +824,24 @@ def written_recipes(draw):
         mapping(
             **phase_settings,
             seed=st.integers(0, 2**63 - 1),
-            model=mapping(kwargs=st.dictionaries(st.text(max_size=3), fractions, max_size=2)),
+            model=mapping(
+                kwargs=st.dictionaries(st.text(max_size=3), fractions, max_size=2),
+                weights=st.none() | st.just("timm"),
+                prior_bias=st.booleans(),
+            ),
             optimizer=optimizers,
             loss=st.sampled_from(["cross_entropy", "bce"]),
             clip_grad_norm=st.none() | fractions,
-            ema=st.none() | mapping(half_life=st.floats(1, 1e6)),
-            eval=mapping(resolution=st.none() | st.integers(1, 300), every=st.integers(1, 9)),
+            ema=st.none()
+            | mapping(
+                half_life=st.floats(1, 1e6), every=st.integers(1, 9), lookahead=st.booleans()
+            ),
+            lr_finder=st.none() | mapping({"fallback": fractions}, policy=st.just("min0.1")),
+            eval=mapping(
+                **protocols,
+                every=st.integers(1, 9),
+                also=st.lists(mapping(**protocols), max_size=2),
+            ),
             checkpoint=mapping(every=st.sampled_from(["1ep", "500 steps", "10 min"])),
             compile=st.sampled_from([True, False, "auto", "max-autotune"]),
         )

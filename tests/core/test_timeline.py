@@ -16,6 +16,8 @@ from pitstop.core.recipe import Recipe, parse_recipe
 from pitstop.core.timeline import (
     Amendment,
     Extend,
+    FoundLr,
+    MicroBatch,
     Rebase,
     Timeline,
     dump_amendments,
@@ -45,6 +47,14 @@ def extend(step: int, epochs: float, lr: float = 0.01) -> Amendment:
 
 def rebase(step: int, onto: Recipe) -> Amendment:
     return Amendment(step=step, change=Rebase(recipe=onto))
+
+
+def found(lr: float) -> Amendment:
+    return Amendment(step=0, change=FoundLr(lr=lr))
+
+
+def micro_batches(step: int, parts: int) -> Amendment:
+    return Amendment(step=step, change=MicroBatch(grad_accum_steps=parts))
 
 
 def facts(timeline: Timeline, step: int) -> tuple:
@@ -270,6 +280,56 @@ def test_strengths_of_augmentation_vary_over_their_phase_and_are_held_by_an_exte
         assert values == pytest.approx([0, 0, 0, 0.5, 0.95, 0.95]), name
     assert [timeline.settings_at(s).contrast for s in (0, 20, 45)] == [0, 0.3, 0.3]
     assert timeline.settings_at(20).hue == timeline.settings_at(20).saturation == 0
+
+
+AUGMENTED = {
+    "augment": {"name": "rand_augment", "magnitude": 8},
+    "color_jitter": {"brightness": 0.4, "contrast": 0.1, "hue": 0.2},
+    "random_erasing": {"prob": 0.25},
+}
+STRENGTHS = ("magnitude", "brightness", "contrast", "saturation", "hue", "erasing_prob")
+
+
+def strengths(timeline: Timeline, step: int) -> list[float]:
+    return [getattr(timeline.settings_at(step), name) for name in STRENGTHS]
+
+
+@given(st.floats(0, 20))
+def test_augmentation_is_scaled_up_to_the_highest_that_there_is(scale):
+    plain = strengths(Timeline(recipe(**AUGMENTED), num_samples=100), 0)
+    scaled = strengths(Timeline(recipe(**AUGMENTED, augment_scale=scale), num_samples=100), 0)
+    highest = (30, 1, 1, 1, 0.5, 1)
+    expected = [min(value * scale, top) for value, top in zip(plain, highest, strict=True)]
+    assert scaled == pytest.approx(expected)
+
+
+def test_the_highest_magnitude_of_timms_scale_is_10():
+    timms = {"name": "rand_augment", "magnitude": 8, "increasing": True}
+    timeline = Timeline(recipe(augment=timms, augment_scale=2.0), num_samples=100)
+    assert timeline.settings_at(0).magnitude == 10
+
+
+def test_nothing_escalates_from_none():
+    timeline = Timeline(recipe(augment_scale=3.0), num_samples=100)
+    assert strengths(timeline, 0) == [0.0] * len(STRENGTHS)
+
+
+def test_each_phase_scales_its_own_and_a_course_is_scaled_as_a_whole():
+    rising = {"name": "rand_augment", "magnitude": {"keypoints": [[0, 2], ["100%", 10]]}}
+    phases = [{"duration": "2ep"}, {"duration": "2ep", "augment_scale": 1.5}]
+    timeline = Timeline(recipe(augment=rising, phases=phases), num_samples=100)
+    plain = [timeline.settings_at(step).magnitude for step in range(20)]
+    scaled = [timeline.settings_at(step).magnitude for step in range(20, 40)]
+    assert scaled == pytest.approx([1.5 * value for value in plain])
+
+
+def test_a_course_that_reaches_the_highest_stays_there():
+    rising = {"name": "rand_augment", "magnitude": {"keypoints": [[0, 10], ["100%", 20]]}}
+    plain = Timeline(recipe(augment=rising), num_samples=100)
+    doubled = Timeline(recipe(augment=rising, augment_scale=2.0), num_samples=100)
+    for step in range(plain.last):
+        expected = min(30, 2 * plain.settings_at(step).magnitude)
+        assert doubled.settings_at(step).magnitude == pytest.approx(expected)
 
 
 def test_a_schedule_over_the_run_does_not_notice_the_phases():
@@ -670,6 +730,117 @@ def test_a_rebase_onto_a_recipe_that_does_not_fit_the_data_is_refused():
         Timeline(recipe(), [rebase(30, recipe(batch_size=200))], num_samples=100)
 
 
+# A found learning rate
+
+AUTO = {"lr": "auto", "lr_finder": {"fallback": 0.3}}
+
+
+def test_a_plan_takes_the_fallback_and_says_so():
+    plan = Timeline.planned(recipe(**AUTO), 100)
+    assert plan.lr_is_fallback
+    assert plan.segments == Timeline(plan.recipe, num_samples=100).segments
+    assert plan.settings_at(0).lr == 0.3
+
+
+@given(timelines())
+def test_a_plan_of_stated_rates_is_the_run(timeline):
+    plan = Timeline.planned(timeline.recipe, timeline.num_samples)
+    assert not plan.lr_is_fallback
+    assert plan.segments == timeline.segments
+    assert plan.evaluations == timeline.evaluations
+
+
+def test_a_run_without_its_found_rate_is_refused():
+    with pytest.raises(InputError, match=r"lr: auto was not searched for.*give a number"):
+        Timeline(recipe(**AUTO), num_samples=100)
+
+
+@given(timelines(), st.floats(1e-4, 10))
+def test_a_found_rate_is_as_a_stated_one(timeline, lr):
+    def stated(value):
+        phases = [p.model_copy(update={"lr": value}) for p in timeline.recipe.phases]
+        own = {"lr": value, "phases": tuple(phases)}
+        return timeline.recipe.model_copy(update=own)
+
+    run = Timeline(stated("auto"), [found(lr)], num_samples=timeline.num_samples)
+    assert run.segments == Timeline(stated(lr), num_samples=timeline.num_samples).segments
+    assert not run.lr_is_fallback
+
+
+def test_scale_and_cap_of_phases_hold_for_a_found_rate():
+    phases = [{"duration": "1ep", "lr_cap": 0.5}, {"duration": "1ep", "lr_scale": 0.1}]
+    stated = recipe(**AUTO, lr_schedule="constant", epochs=2, phases=phases)
+    run = Timeline(stated, [found(2.0)], num_samples=100)
+    assert [run.settings_at(step).lr for step in (0, 10)] == pytest.approx([0.5, 0.2])
+
+
+def test_a_found_rate_is_that_of_a_rebase_too():
+    onto = rebase(10, recipe(**AUTO, lr_schedule="constant"))
+    run = Timeline(recipe(**AUTO), [found(0.7), onto], num_samples=100)
+    assert run.settings_at(20).lr == 0.7
+    with pytest.raises(InputError, match="not searched for in this run"):
+        Timeline(recipe(), [onto], num_samples=100)
+
+
+def test_an_extension_has_its_own_rate_and_not_the_found_one():
+    run = Timeline(recipe(**AUTO), [found(0.7), extend(40, 1, 0.05)], num_samples=100)
+    assert run.settings_at(40).lr == 0.05
+
+
+# Micro-batches
+
+
+@given(timelines_and_steps(), st.integers(1, 8))
+def test_more_micro_batches_change_nothing_but_their_number(planned_and_step, parts):
+    timeline, step = planned_and_step
+    amendments = [micro_batches(step, parts)]
+    smaller = Timeline(timeline.recipe, amendments, num_samples=timeline.num_samples)
+    assert_same_until(timeline.last, timeline, smaller)
+    assert smaller.evaluations == timeline.evaluations
+    for before, after in pairwise(smaller.segments):
+        assert before.last == after.first
+    here = timeline.segment_at(step)
+    for at in range(timeline.last):
+        expected = timeline.segment_at(at).phase.grad_accum_steps
+        changed = step <= at < here.last
+        assert smaller.segment_at(at).phase.grad_accum_steps == (parts if changed else expected)
+
+
+@given(timelines_and_steps())
+def test_an_epochs_end_is_found_on_either_side_of_a_split(planned_and_step):
+    timeline, step = planned_and_step
+    amendments = [micro_batches(step, 2)]
+    split = Timeline(timeline.recipe, amendments, num_samples=timeline.num_samples)
+    assert split.epoch_ends(1) == timeline.epoch_ends(1)
+    assert [split.epoch(s) for s in range(split.last + 1)] == [
+        timeline.epoch(s) for s in range(timeline.last + 1)
+    ]
+
+
+def test_micro_batches_get_smaller_and_smaller():
+    amendments = [micro_batches(0, 2), micro_batches(0, 4), micro_batches(15, 8)]
+    timeline = Timeline(recipe(), amendments, num_samples=100)
+    steps = [timeline.segment_at(step).phase.grad_accum_steps for step in (0, 14, 15, 39)]
+    assert steps == [4, 4, 8, 8]
+    assert [(s.first, s.last) for s in timeline.segments] == [(0, 15), (15, 40)]
+
+
+def test_the_next_segment_begins_with_the_recipes_micro_batches_again():
+    phases = [{"duration": "2ep"}, {"duration": "2ep", "resolution": 32}]
+    timeline = Timeline(recipe(phases=phases), [micro_batches(5, 4)], num_samples=100)
+    assert timeline.segment_at(19).phase.grad_accum_steps == 4
+    assert timeline.segment_at(20).phase.grad_accum_steps == 1
+
+
+def test_micro_batches_go_with_an_extension_and_end_at_a_rebase():
+    longer = Timeline(recipe(), [micro_batches(5, 4), extend(40, 1)], num_samples=100)
+    assert longer.segment_at(45).phase.grad_accum_steps == 4
+    onto = rebase(20, recipe(lr=0.2))
+    changed = Timeline(recipe(), [micro_batches(5, 4), onto], num_samples=100)
+    steps = [changed.segment_at(step).phase.grad_accum_steps for step in (4, 5, 19, 20)]
+    assert steps == [1, 4, 4, 1]
+
+
 # Several amendments
 
 
@@ -705,6 +876,8 @@ def test_amendments_are_read_back_unchanged_from_json(data):
     change = st.one_of(
         st.builds(Extend, epochs=st.floats(0.1, 9), lr=st.floats(0.001, 9)),
         stated_recipes(100, None).map(lambda s: Rebase(recipe=parse_recipe(s, "test"))),
+        st.builds(FoundLr, lr=st.floats(1e-6, 9)),
+        st.builds(MicroBatch, grad_accum_steps=st.integers(1, 64)),
     )
     amendments = tuple(
         data.draw(
@@ -716,7 +889,12 @@ def test_amendments_are_read_back_unchanged_from_json(data):
 
 
 def test_amendments_read_from_json_plan_the_same_run():
-    amendments = (rebase(15, recipe(batch_size=20, epochs=5)), extend(30, 1.5))
+    amendments = (
+        found(0.2),
+        micro_batches(3, 2),
+        rebase(15, recipe(batch_size=20, epochs=5)),
+        extend(30, 1.5),
+    )
     read = parse_amendments(json.loads(json.dumps(dump_amendments(amendments))))
     one = Timeline(recipe(), amendments, num_samples=100)
     other = Timeline(recipe(), read, num_samples=100)

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from pitstop.core.recipe import parse_recipe
-from pitstop.core.timeline import Amendment, Extend, Timeline
+from pitstop.core.timeline import Amendment, Extend, FoundLr, Timeline
 from pitstop.plan.explain import as_csv, as_json, table
 
 PHASES = [
@@ -147,6 +147,123 @@ def test_the_table_shows_segments_and_phases() -> None:
     assert "mixup 0 → 0.39" in text
     assert "frozen: conv1 layer1" in " ".join(text.split())
     assert "5 evaluations at 128 px, crop ratio 0.875" in text
+
+
+AUTO = {"lr": "auto", "lr_per": None, "lr_finder": {"fallback": 0.3, "multiplier": 3.5}}
+
+
+def test_a_fallback_is_never_shown_as_if_it_were_the_rate() -> None:
+    recipe = parse_recipe({**STATED, **AUTO}, "test")
+    plan = Timeline.planned(recipe, 1000)
+    data = as_json(plan)
+    assert data["lr_fallback"] is True
+    assert max(value for segment in data["segments"] for value in segment["lr"]) > 0.25
+    assert {row["lr_from"] for row in read_rows(plan)} == {"fallback"}
+    text = " ".join(printed(plan, 120).split())
+    assert "lr (fallback)" in text
+    assert (
+        "lr: auto: 0.3 is the fallback; the finder decides (min0.1 of 100 steps from 1e-05 to 1, "
+        "times 3.5)"
+    ) in text
+
+
+def test_a_stated_or_a_found_rate_is_not_called_a_fallback() -> None:
+    found = Amendment(step=0, change=FoundLr(lr=0.2))
+    recipe = parse_recipe({**STATED, **AUTO}, "test")
+    for plan in (timeline(), Timeline(recipe, [found], num_samples=1000)):
+        assert as_json(plan)["lr_fallback"] is False
+        assert {row["lr_from"] for row in read_rows(plan)} == {"recipe"}
+        assert "fallback" not in printed(plan)
+
+
+def test_csv_tells_all_that_varies() -> None:
+    strong = {
+        "augment": "rand_augment",
+        "augment_scale": 2.0,
+        "color_jitter": {"brightness": 0.1, "hue": 0.2},
+        "random_erasing": {"prob": 0.25},
+        "translate": 2,
+        "flip": "none",
+        "crop": {"scale": [0.35, 1.0]},
+        "mix": {"cutmix_alpha": 1.0, "prob": 0.5},
+        "repeated_augmentation": 3,
+        "optimizer_state": "reset",
+        "freeze": ["conv1", "layer1"],
+    }
+    first, second = read_rows(
+        timeline(phases=[{"duration": "4ep"}, {**strong, "duration": "1ep"}])
+    )[3:]
+    changed = {key: value for key, value in second.items() if value != first[key]}
+    for key in ("epoch", "step", "phase", "lr", "momentum", "ema_decay"):
+        changed.pop(key)
+    assert changed == {
+        "repeated_augmentation": "3",
+        "optimizer_state": "reset",
+        "crop_scale": "0.35 1.0",
+        "flip": "none",
+        "translate": "2",
+        "brightness": "0.2",
+        "hue": "0.4",
+        "augment": "rand_augment",
+        "magnitude": "18",
+        "erasing_prob": "0.5",
+        "cutmix_alpha": "1",
+        "mix_prob": "0.5",
+        "frozen": "conv1 layer1",
+    }
+
+
+NOTED = [
+    ({"repeated_augmentation": 3}, "an image comes 3 times in a row: an epoch shows 1 image in 3"),
+    ({"translate": 2}, "an image is moved by up to 2 px; its edge is reflected"),
+    (
+        {"augment_scale": 1.5, "random_erasing": {}},
+        "augmentation is 1.5 x as strong as stated, where it can be",
+    ),
+    ({"mix": {"mixup_alpha": 1.0, "prob": 0.3}}, "0.3 of the batches are mixed"),
+    ({"optimizer_state": "reset"}, "large: the optimizer begins anew"),
+    (
+        {"optimizer_state": "reset_frozen"},
+        "large: what is frozen loses its optimizer state: it thaws without momentum",
+    ),
+    ({"frozen_batch_norm": "train"}, "large: batch statistics of what is frozen go on"),
+    (
+        {"model": {"name": "resnet18.a1_in1k", "weights": "timm"}},
+        "training starts from weights: timm's for resnet18.a1_in1k",
+    ),
+    ({"model": {"weights": "runs/pets"}}, "training starts from weights: runs/pets"),
+    (
+        {"optimizer": {"name": "sgd", "layer_decay": 0.75}},
+        "the lr shown is the head's; that of each layer below is x 0.75",
+    ),
+    ({"optimizer": {"name": "sgd", "lr_scales": {"stem.*": 0.1}}}, "the lr of stem.* is x 0.1"),
+    ({"agc": 0.01}, "gradients are clipped unit by unit, at 0.01 of the weights' norm (AGC)"),
+    ({"clip_grad_norm": 1}, "gradients are clipped at a norm of 1"),
+    ({"ema": {"every": 5}}, "weights are averaged (EMA), every 5 steps, with a decay of"),
+    ({"ema": {"lookahead": True}}, "the model is set to the average at each of its updates"),
+    ({"target_accuracy": 78}, "ends at the first evaluation whose top-1 reaches 78%"),
+    (
+        {"eval": {"also": [{"resolution": 256, "flip_average": True}, {"translate_average": 2}]}},
+        "evaluations at 128 px, crop ratio 0.875; at the end also at 256 px, crop ratio 0.875, "
+        "averaged with the mirror image; at the end also at 128 px, crop ratio 0.875, averaged "
+        "with two moved by 2 px",
+    ),
+]
+
+
+@pytest.mark.parametrize(("stated", "said"), NOTED)
+def test_notes_say_what_is_there_and_only_where_it_is(stated: dict[str, Any], said: str) -> None:
+    assert any(said in note for note in as_json(timeline(**stated))["notes"])
+    assert not any(said in note for note in as_json(timeline())["notes"])
+
+
+def test_a_scale_of_what_is_off_is_not_noted() -> None:
+    assert not [n for n in as_json(timeline(augment_scale=2.0))["notes"] if "strong" in n]
+
+
+def test_large_rates_are_written_out() -> None:
+    plan = timeline(lr=2048, lr_per=None, lr_schedule="constant")
+    assert "2,048" in printed(plan)
 
 
 def test_augmentation_is_shown_with_its_course() -> None:

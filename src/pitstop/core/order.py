@@ -63,9 +63,10 @@ class Order:
         pieces: list[_Pass] = []
         pass_, index, missing = at.pass_, at.index, segment.batch_size
         while missing:
-            piece = self._pass(segment, pass_)[index : index + missing]
-            pieces.append(piece)
-            missing -= len(piece)
+            end = min(index + missing, segment.num_samples)
+            places = np.arange(index, end) // segment.phase.repeated_augmentation
+            pieces.append(self._pass(segment, pass_)[places])
+            missing -= end - index
             pass_, index = pass_ + 1, 0
         return np.concatenate(pieces).astype(np.int64)
 

@@ -151,6 +151,12 @@ class Model(Strict):
     name: str = "resnet50"
     kwargs: dict[str, Any] = Field(default_factory=dict)
     blurpool: bool = False
+    weights: str | None = None
+    """What training starts from: a run, a .safetensors file, its URL in a bucket, or `timm` for
+    the pretrained weights of `name` (with its tag, such as `resnet50.a1_in1k`)."""
+    prior_bias: bool = False
+    """The classifier's bias starts at -log(classes): what BCE needs to begin at each class's
+    prior (arXiv 1708.02002, section 4.1)."""
 
 
 class Optimizer(Strict):
@@ -158,14 +164,20 @@ class Optimizer(Strict):
 
     weight_decay: float = Field(default=0.0, ge=0)
     norm_weight_decay: float = Field(default=0.0, ge=0)
+    layer_decay: float | None = Field(default=None, gt=0, le=1)
+    """The lr of each layer below the head is this times that of the one above, as timm's."""
+    lr_scales: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """Patterns of parameters' names, such as `stem.*`, to factors of their lr."""
 
 
 class Sgd(Optimizer):
-    """torch.optim.SGD."""
+    """torch.optim.SGD; with `decoupled_weight_decay` as Composer's DecoupledSGDW."""
 
     name: Literal["sgd"] = "sgd"
     momentum: Momentum = 0.9
     nesterov: bool = False
+    decoupled_weight_decay: bool = False
+    """A step takes weight_decay x lr / peak lr of each weight off, apart from the gradient."""
 
 
 class RmsProp(Optimizer):
@@ -213,17 +225,62 @@ class Ema(Strict):
     """
 
     half_life: HalfLife = 1000.0
+    every: int = Field(default=1, ge=1)
+    """Steps from one update to the next."""
+    lookahead: bool = False
+    """Each update also sets the model to the average (Lookahead, arXiv 1907.08610)."""
 
 
-class Eval(Strict):
-    """The evaluation protocol. `resolution` defaults to the last phase's; `every` is in epochs."""
+class Protocol(Strict):
+    """How images are shown to a model that is evaluated. `resolution`: the last phase's."""
 
     resolution: int | None = Field(default=None, ge=1)
     crop_ratio: float = Field(default=0.875, gt=0, le=1)
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     flip_average: bool = False
+    """The mean over an image and its mirror image."""
+    translate_average: int = Field(default=0, ge=0)
+    """Half from the image and half from the two that lie so many pixels up and left, and down and
+    right of it (airbench's multi-crop evaluation, arXiv 2404.00498, section 3.5)."""
+
+
+class Eval(Protocol):
+    """The evaluation protocol; `every` is in epochs."""
+
     batch_size: int = Field(default=256, ge=1)
     every: int = Field(default=1, ge=1)
+    also: tuple[Protocol, ...] = ()
+    """More protocols, by which the end of the run is evaluated too."""
+
+
+class LrFinder(Strict):
+    """The range test that finds `lr: auto` (Smith, arXiv 1506.01186).
+
+    The lr rises exponentially from `start_lr` to `end_lr` over `iterations` steps.
+    """
+
+    fallback: float = Field(gt=0)
+    """The peak lr where the curve has no suggestion; also that of plans."""
+    iterations: int = Field(default=100, ge=10)
+    start_lr: float = Field(default=1e-5, gt=0)
+    end_lr: float = Field(default=1.0, gt=0)
+    policy: Literal["min0.1", "steepest", "valley"] = "min0.1"
+    """`min0.1`: a tenth of the lr of the lowest loss; `steepest`: where the loss falls fastest;
+    `valley`: halfway down the longest fall, after fastai's default."""
+    multiplier: float = Field(default=1.0, gt=0)
+    """From the found lr to the peak."""
+    floor: float | None = Field(default=None, gt=0)
+    """The found lr is at least this."""
+    cap: float | None = Field(default=None, gt=0)
+    """The found lr is at most this."""
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        if self.start_lr >= self.end_lr:
+            raise ValueError(f"end_lr {self.end_lr:g} must be above start_lr {self.start_lr:g}")
+        if self.floor is not None and self.cap is not None and self.floor > self.cap:
+            raise ValueError(f"floor {self.floor:g} is above cap {self.cap:g}")
+        return self
 
 
 class Checkpoint(Strict):
@@ -264,8 +321,8 @@ class PhaseSettings(Strict):
     """Images a step, over all ranks and micro-batches."""
     grad_accum_steps: int = Field(default=1, ge=1)
     data_fraction: float = Field(default=1.0, gt=0, le=1)
-    lr: float = Field(default=0.1, gt=0)
-    """The peak; the schedule is in units of it."""
+    lr: Annotated[float, Field(gt=0)] | Literal["auto"] = 0.1
+    """The peak; the schedule is in units of it. `auto`: what the `lr_finder` finds."""
     lr_per: int | None = Field(default=None, ge=1)
     """With `lr_per: 256`, the peak is lr x batch_size / 256."""
     lr_cap: float | None = Field(default=None, gt=0)
@@ -274,13 +331,25 @@ class PhaseSettings(Strict):
     lr_schedule: LrSchedule = Cosine()
     crop: Crop = Crop()
     flip: Literal["none", "random", "alternating"] = "random"
+    translate: int = Field(default=0, ge=0)
+    """Each image is moved by up to so many pixels along both axes; its edge is reflected."""
     color_jitter: ColorJitter | None = None
     augment: AnyAugment | None = None
     random_erasing: RandomErasing | None = None
+    augment_scale: float = Field(default=1.0, ge=0)
+    """Multiplies the strength of `color_jitter`, `augment` and `random_erasing`, up to the highest
+    that each has."""
+    repeated_augmentation: int = Field(default=1, ge=1)
+    """An image comes so often in a row; an epoch has as many draws (arXiv 1901.09335)."""
     mix: Mix | None = None
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     freeze: tuple[str, ...] = ()
-    """Names of modules, such as `layer1`, whose parameters and batch statistics stand still."""
+    """Names of modules, such as `layer1`, whose parameters stand still."""
+    frozen_batch_norm: Literal["eval", "train"] = "eval"
+    """Whether batch statistics of frozen modules stand still too, or go on."""
+    optimizer_state: Literal["keep", "reset", "reset_frozen"] = "keep"
+    """At the phase's start the optimizer's state (momentum) is kept, or that of all parameters is
+    made anew, or that of the frozen ones: they thaw without it."""
 
     @field_validator("resolution")
     @classmethod
@@ -292,6 +361,7 @@ class PhaseSettings(Strict):
 
     def peak_lr(self) -> float:
         """Returns the phase's peak learning rate: scaled by the batch, capped, then `lr_scale`."""
+        assert self.lr != "auto"
         peak = self.lr if self.lr_per is None else self.lr * self.batch_size / self.lr_per
         return min(peak, self.lr_cap or peak) * self.lr_scale
 
@@ -311,6 +381,13 @@ class Phase(PhaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _moved_within_itself(self) -> Self:
+        low = self.resolution if isinstance(self.resolution, int) else self.resolution[0]
+        if self.translate >= low:
+            raise ValueError(f"translate {self.translate} must be less than the resolution {low}")
+        return self
+
     def epochs(self) -> float:
         """Returns the phase's length in epochs; only for the phases of a loaded recipe."""
         assert isinstance(self.duration, Length)
@@ -328,12 +405,17 @@ class Recipe(PhaseSettings):
     phases: tuple[Phase, ...] = Field(min_length=1)
     model: Annotated[Model, BeforeValidator(named)] = Model()
     optimizer: AnyOptimizer = Sgd()
-    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    loss: Literal["cross_entropy", "bce", "bce_sum"] = "cross_entropy"
+    """`bce` is the mean over the classes of binary cross entropy, `bce_sum` the sum."""
     clip_grad_norm: float | None = Field(default=None, gt=0)
+    agc: float | None = Field(default=None, gt=0)
+    """Adaptive gradient clipping (arXiv 2102.06171): a gradient's largest norm, unit by unit, over
+    that of its weights."""
     ema: Ema | None = None
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     eval: Eval = Eval()
+    lr_finder: LrFinder | None = None
     checkpoint: Checkpoint = Checkpoint()
     sync_bn: bool = False
     """Batch norm over the whole micro-batch of all ranks; needs GPUs."""
@@ -367,6 +449,32 @@ class Recipe(PhaseSettings):
             phase["name"] = phase.get("name") or f"phase {i + 1}"
         raw["phases"] = phases
         return raw
+
+    @model_validator(mode="after")
+    def _clips_once(self) -> Self:
+        if self.agc is not None and self.clip_grad_norm is not None:
+            raise ValueError("agc and clip_grad_norm both clip: give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _lr_can_be_found(self) -> Self:
+        if not self.has_auto_lr():
+            return self
+        if self.lr_finder is None:
+            raise ValueError("lr: auto needs an lr_finder: at least `lr_finder: {fallback: 0.1}`")
+        if any(phase.lr == "auto" and phase.lr_per is not None for phase in self.phases):
+            raise ValueError("lr_per: lr: auto is found for the batch as it is: leave lr_per out")
+        return self
+
+    def has_auto_lr(self) -> bool:
+        """Tells whether a phase's lr is still to be found."""
+        return any(phase.lr == "auto" for phase in self.phases)
+
+    def with_lr(self, lr: float) -> "Recipe":
+        """Returns the recipe with `lr` wherever it says `auto`."""
+        phases = [p.model_copy(update={"lr": lr}) if p.lr == "auto" else p for p in self.phases]
+        own = {"lr": lr} if self.lr == "auto" else {}
+        return self.model_copy(update={"phases": tuple(phases), **own})
 
     def eval_resolution(self) -> int:
         """Returns the side in pixels at which the model is evaluated."""
@@ -613,7 +721,7 @@ def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """Mappings merge key by key; anything else, lists of phases included, replaces.
 
     A mapping that gives another `name` (of an optimizer, say) replaces too: the keys of one kind
-    mean nothing to another.
+    mean nothing to another. Of a model these are its `kwargs`.
     """
     out = dict(base)
     for key, value in own.items():
@@ -621,10 +729,16 @@ def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
         if isinstance(old, dict) and isinstance(value, dict):
             before, after = cast("dict[str, Any]", old), cast("dict[str, Any]", value)
             same_kind = after.get("name", before.get("name")) == before.get("name")
+            if key == "model" and not same_kind:
+                before, same_kind = _without_kwargs(before), True
             out[key] = _merged(before, after) if same_kind else after
         else:
             out[key] = value
     return out
+
+
+def _without_kwargs(model: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in model.items() if key != "kwargs"}
 
 
 def _override(raw: dict[str, Any], dotted: str, value: Any) -> None:
@@ -634,7 +748,9 @@ def _override(raw: dict[str, Any], dotted: str, value: Any) -> None:
     node: Any = raw
     for part in path:
         node = _child(node, part, dotted)
-    if last == "name" and path and path[-1] in ("model", *_USUAL_KINDS):
+    if last == "name" and path == ["model"]:
+        cast("dict[str, Any]", node).pop("kwargs", None)
+    elif last == "name" and path and path[-1] in _USUAL_KINDS:
         cast("dict[str, Any]", node).clear()  # the keys of one kind mean nothing to another
     node[_key(node, last, dotted)] = value
 

@@ -23,6 +23,7 @@ class Stream(IntEnum):
     JITTER = 7
     ERASE = 8
     NOISE = 9
+    TRANSLATE = 10
 
 
 def philox(seed: int, stream: Stream, *counter: int) -> np.random.Philox:

@@ -8,7 +8,7 @@ nothing but a way of placing knots.
 import math
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
@@ -34,13 +34,17 @@ class Curve:
     """A pure function of the step, given by knots in ascending order.
 
     Before the first knot and after the last it holds their values. Of several knots at the same
-    position the last one counts from there on.
+    position the last one counts from there on. No value is above `highest`.
     """
 
     knots: tuple[Knot, ...]
+    highest: float = math.inf
 
     def __call__(self, step: float) -> float:
         """Returns the value at `step`, counted from the beginning of the curve's span."""
+        return min(self._between_knots(step), self.highest)
+
+    def _between_knots(self, step: float) -> float:
         after = bisect_right(self.knots, step, key=lambda knot: knot.at)
         if after == 0:
             return self.knots[0].value
@@ -55,7 +59,8 @@ class Curve:
 
     def shifted(self, steps: int) -> "Curve":
         """Returns the same curve, `steps` later."""
-        return Curve(tuple(Knot(knot.at + steps, knot.value, knot.ease) for knot in self.knots))
+        moved = tuple(Knot(knot.at + steps, knot.value, knot.ease) for knot in self.knots)
+        return replace(self, knots=moved)
 
 
 def constant(value: float) -> Curve:

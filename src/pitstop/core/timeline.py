@@ -19,7 +19,7 @@ from pydantic import Field, TypeAdapter
 
 from pitstop.core.errors import InputError
 from pitstop.core.length import Length
-from pitstop.core.recipe import ColorJitter, Mix, Phase, PhaseSettings, RandAugment, Recipe
+from pitstop.core.recipe import ColorJitter, Ema, Mix, Phase, PhaseSettings, RandAugment, Recipe
 from pitstop.core.schedule import Curve, Linear, Span, Varying, constant, value_curve
 from pitstop.core.strict import Strict
 
@@ -111,6 +111,7 @@ class StepSettings:
     mixup_alpha: float
     cutmix_alpha: float
     ema_decay: float
+    """Of an update of the average after this step, for all steps since the one before."""
     magnitude: float
     """RandAugment's; 0 without it."""
     brightness: float
@@ -119,6 +120,7 @@ class StepSettings:
     saturation: float
     hue: float
     erasing_prob: float
+    begins_phase: bool
     segment: Segment = field(repr=False)
 
 
@@ -148,11 +150,26 @@ class Rebase(Strict):
     recipe: Recipe
 
 
+class FoundLr(Strict):
+    """What `lr: auto` comes to, at step 0."""
+
+    kind: Literal["lr"] = "lr"
+    lr: float = Field(gt=0)
+    """The peak."""
+
+
+class MicroBatch(Strict):
+    """More micro-batches a batch for the rest of the segment: those before did not fit."""
+
+    kind: Literal["micro_batch"] = "micro_batch"
+    grad_accum_steps: int = Field(ge=1)
+
+
 class Amendment(Strict):
     """What was decided while running, at `step`. It never alters a step before that."""
 
     step: int = Field(ge=0)
-    change: Annotated[Extend | Rebase, Field(discriminator="kind")]
+    change: Annotated[Extend | Rebase | FoundLr | MicroBatch, Field(discriminator="kind")]
 
 
 _AMENDMENTS = TypeAdapter(tuple[Amendment, ...])
@@ -172,33 +189,51 @@ class Timeline:
     """The plan of a run.
 
     Args:
-        recipe: a loaded recipe.
+        recipe: a loaded recipe. Where it says `lr: auto`, the first amendment is what was found;
+            `planned` is for before that.
         amendments: in the order in which they were decided.
         num_samples: training images.
 
     Raises:
         InputError: the recipe does not fit the data: a batch larger than a phase's subset, a
-            phase shorter than a batch, a warm-up longer than its span.
+            phase shorter than a batch, a warm-up longer than its span. Or a recipe of `lr: auto`
+            comes in by `--rebase` where none was found.
     """
 
     def __init__(
         self, recipe: Recipe, amendments: Sequence[Amendment] = (), *, num_samples: int
     ) -> None:
         self.num_samples = num_samples
-        segments = _plan(recipe, num_samples)
+        self.lr_is_fallback = False
+        found = next((a.change.lr for a in amendments if isinstance(a.change, FoundLr)), None)
+        segments = _plan(_with_found_lr(recipe, found), num_samples)
         ends = {segments[-1].last}
         for amendment in amendments:
-            if isinstance(amendment.change, Extend):
-                segments += (_extension(segments[-1], amendment.change),)
-            else:
-                segments = _rebased(segments, amendment.step, amendment.change.recipe, num_samples)
-                ends = {end for end in ends if end <= amendment.step}
+            step = amendment.step
+            match amendment.change:
+                case FoundLr():
+                    continue
+                case MicroBatch(grad_accum_steps=steps):
+                    segments = _accumulating(segments, step, steps)
+                case Extend() as extend:
+                    segments += (_extension(segments[-1], extend),)
+                case Rebase(recipe=changed):
+                    segments = _rebased(segments, step, _with_found_lr(changed, found), num_samples)
+                    ends = {end for end in ends if end <= step}
             ends.add(segments[-1].last)
         self.segments: tuple[Segment, ...] = segments
         self._firsts = [segment.first for segment in segments]
         self.evaluations: frozenset[int] = frozenset(ends).union(
             *(_epoch_ends(segment, segment.recipe.eval.every) for segment in segments)
         )
+
+    @classmethod
+    def planned(cls, recipe: Recipe, num_samples: int) -> "Timeline":
+        """Returns the plan of a new run; `lr: auto` is the recipe's declared fallback."""
+        fallback = recipe.lr_finder.fallback if recipe.lr_finder else 0.0
+        timeline = cls(recipe.with_lr(fallback), num_samples=num_samples)
+        timeline.lr_is_fallback = recipe.has_auto_lr()
+        return timeline
 
     @property
     def last(self) -> int:
@@ -235,15 +270,21 @@ class Timeline:
             momentum=curves.momentum(step),
             mixup_alpha=curves.mixup_alpha(step),
             cutmix_alpha=curves.cutmix_alpha(step),
-            ema_decay=min(0.5 ** (1 / half_life), (1 + step) / (10 + step)) if half_life else 0.0,
+            ema_decay=_ema_decay(segment.recipe.ema, half_life, step),
             magnitude=curves.magnitude(step),
             brightness=curves.brightness(step),
             contrast=curves.contrast(step),
             saturation=curves.saturation(step),
             hue=curves.hue(step),
             erasing_prob=curves.erasing_prob(step),
+            begins_phase=self.begins_phase(step),
             segment=segment,
         )
+
+    def begins_phase(self, step: int) -> bool:
+        """Tells whether `step` is the first of a phase; all sizes of a ramp are one phase."""
+        before = self.segment_at(step - 1).phase_index if step > 0 else None
+        return before != self.segment_at(step).phase_index
 
     def position(self, step: int) -> Position:
         """Returns where in the data the batch of `step` begins."""
@@ -258,6 +299,23 @@ class Timeline:
     def epoch(self, step: int) -> float:
         """Returns the epochs done before `step`; `epoch(last)` is that of the end."""
         return self.segment_at(max(0, step - 1)).epoch(step)
+
+
+def _ema_decay(ema: Ema | None, half_life: float, step: int) -> float:
+    """Returns the decay of an update: that of a step, to the power of the steps it stands for."""
+    if ema is None:
+        return 0.0
+    return min(0.5 ** (1 / half_life), (1 + step) / (10 + step)) ** ema.every
+
+
+def _with_found_lr(recipe: Recipe, found: float | None) -> Recipe:
+    if not recipe.has_auto_lr():
+        return recipe
+    if found is None:
+        raise InputError(
+            f"recipe {recipe.name}: lr: auto was not searched for in this run: give a number"
+        )
+    return recipe.with_lr(found)
 
 
 def _epoch_ends(segment: Segment, every: int) -> Iterator[int]:
@@ -443,20 +501,26 @@ def _curves(recipe: Recipe, phase: Phase, run: Span, own: Span, first: int) -> C
     def over_phase(value: float | Varying) -> Curve:
         return value_curve(value, own).shifted(first)
 
+    def stronger(value: float | Varying, highest: float) -> Curve:
+        return replace(_scaled(over_phase(value), phase.augment_scale), highest=highest)
+
     mix, policy = phase.mix or Mix(), phase.augment
     jitter, erasing = phase.color_jitter or ColorJitter(), phase.random_erasing
+    magnitude, top = 0.0, 0.0
+    if isinstance(policy, RandAugment):
+        magnitude, top = policy.magnitude, policy.highest_magnitude
     return Curves(
         lr=_scaled(shape, phase.peak_lr()).shifted(start),
         momentum=momentum.shifted(start_momentum),
         mixup_alpha=over_phase(mix.mixup_alpha),
         cutmix_alpha=over_phase(mix.cutmix_alpha),
         ema_half_life=value_curve(recipe.ema.half_life if recipe.ema else 0.0, run),
-        magnitude=over_phase(policy.magnitude if isinstance(policy, RandAugment) else 0.0),
-        brightness=over_phase(jitter.brightness),
-        contrast=over_phase(jitter.contrast),
-        saturation=over_phase(jitter.saturation),
-        hue=over_phase(jitter.hue),
-        erasing_prob=over_phase(erasing.prob if erasing else 0.0),
+        magnitude=stronger(magnitude, top),
+        brightness=stronger(jitter.brightness, 1.0),
+        contrast=stronger(jitter.contrast, 1.0),
+        saturation=stronger(jitter.saturation, 1.0),
+        hue=stronger(jitter.hue, 0.5),
+        erasing_prob=stronger(erasing.prob if erasing else 0.0, 1.0),
     )
 
 
@@ -486,7 +550,11 @@ def _extension(end: Segment, extend: Extend) -> Segment:
     return replace(
         end,
         phase=end.phase.model_copy(
-            update={"name": "extension", "duration": Length(extend.epochs, "ep")}
+            update={
+                "name": "extension",
+                "duration": Length(extend.epochs, "ep"),
+                "optimizer_state": "keep",
+            }
         ),
         phase_index=end.phase_index + 1,
         first=here,
@@ -494,6 +562,26 @@ def _extension(end: Segment, extend: Extend) -> Segment:
         walk_first=end.walk_position(here),
         curves=Curves(**{**held, "lr": _scaled(fall, extend.lr).shifted(here)}),
     )
+
+
+def _accumulating(segments: tuple[Segment, ...], step: int, parts: int) -> tuple[Segment, ...]:
+    """Returns the segments with that of `step` in so many micro-batches from there on."""
+    laid: list[Segment] = []
+    for segment in segments:
+        if not segment.first <= step < segment.last:
+            laid.append(segment)
+            continue
+        if segment.first < step:
+            laid.append(replace(segment, last=step))
+        laid.append(
+            replace(
+                segment,
+                phase=segment.phase.model_copy(update={"grad_accum_steps": parts}),
+                first=step,
+                walk_first=segment.walk_position(step),
+            )
+        )
+    return tuple(laid)
 
 
 def _rebased(

@@ -6,12 +6,13 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from itertools import count, groupby, pairwise
+from itertools import count, groupby
 from typing import TYPE_CHECKING, Any
 
 from pitstop.core.recipe import RandAugment
 from pitstop.core.schedule import Curve
 from pitstop.core.timeline import Segment, StepSettings, Timeline
+from pitstop.plan.notes import by_phase, notes
 
 if TYPE_CHECKING:  # rich is imported by who prints
     from rich.console import Group
@@ -25,26 +26,46 @@ _COLUMNS: dict[str, Callable[[StepSettings], Any]] = {
     "resolution": lambda s: s.segment.resolution,
     "batch_size": lambda s: s.segment.batch_size,
     "data_fraction": lambda s: s.segment.phase.data_fraction,
+    "repeated_augmentation": lambda s: s.segment.phase.repeated_augmentation,
     "lr": lambda s: s.lr,
     "momentum": lambda s: s.momentum,
+    "optimizer_state": lambda s: s.segment.phase.optimizer_state,
+    "crop_scale": lambda s: _words(map(str, s.segment.phase.crop.scale)),
+    "flip": lambda s: s.segment.phase.flip,
+    "translate": lambda s: s.segment.phase.translate,
+    "brightness": lambda s: s.brightness,
+    "contrast": lambda s: s.contrast,
+    "saturation": lambda s: s.saturation,
+    "hue": lambda s: s.hue,
+    "augment": lambda s: s.segment.phase.augment.name if s.segment.phase.augment else "none",
+    "magnitude": lambda s: s.magnitude,
+    "erasing_prob": lambda s: s.erasing_prob,
     "mixup_alpha": lambda s: s.mixup_alpha,
     "cutmix_alpha": lambda s: s.cutmix_alpha,
+    "mix_prob": lambda s: s.segment.phase.mix.prob if s.segment.phase.mix else 0.0,
     "ema_decay": lambda s: s.ema_decay,
     "label_smoothing": lambda s: s.segment.phase.label_smoothing,
+    "frozen": lambda s: _words(s.segment.phase.freeze) or "none",
 }
+
+
+def _words(parts: Iterable[str]) -> str:
+    return " ".join(parts)
 
 
 def as_csv(timeline: Timeline) -> str:
     """Returns a row an epoch: the settings of the first step that begins in it.
 
     Epochs count from 0, in units of passes over the phase's subset; floats have ten digits.
+    `lr_from` is `recipe`, or `fallback` where the run's finder decides.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["epoch", *_COLUMNS])
+    writer.writerow(["epoch", *_COLUMNS, "lr_from"])
+    lr_from = "fallback" if timeline.lr_is_fallback else "recipe"
     for epoch, step in _epoch_starts(timeline):
         settings = timeline.settings_at(step)
-        values = [column(settings) for column in _COLUMNS.values()]
+        values = [*(column(settings) for column in _COLUMNS.values()), lr_from]
         writer.writerow(
             [epoch, *(format(v, NUMBER) if isinstance(v, float) else v for v in values)]
         )
@@ -68,7 +89,8 @@ def as_json(timeline: Timeline) -> dict[str, Any]:
     """Returns the plan as plain data.
 
     `epochs` and `steps` are [from, to). What may vary within a segment (`lr`, `momentum`, the
-    alphas) is the list of its first, turning and last values; one value if it does not.
+    alphas) is the list of its first, turning and last values; one value if it does not. With
+    `lr_fallback`, the recipe says `lr: auto`, and the finder of the run decides.
     """
     recipe = timeline.recipe
     return {
@@ -79,6 +101,7 @@ def as_json(timeline: Timeline) -> dict[str, Any]:
         "images": sum(s.steps * s.batch_size for s in timeline.segments),
         "evaluations": len(timeline.evaluations),
         "eval_resolution": recipe.eval_resolution(),
+        "lr_fallback": timeline.lr_is_fallback,
         "segments": [_segment(segment) for segment in timeline.segments],
         "notes": notes(timeline),
     }
@@ -98,22 +121,24 @@ def _segment(segment: Segment) -> dict[str, Any]:
         "batch_size": segment.batch_size,
         "grad_accum_steps": phase.grad_accum_steps,
         "data_fraction": phase.data_fraction,
-        "lr": _course(curves.lr, segment),
-        "momentum": _course(curves.momentum, segment),
+        "repeated_augmentation": phase.repeated_augmentation,
+        "lr": course_of(curves.lr, segment),
+        "momentum": course_of(curves.momentum, segment),
         "crop_scale": list(phase.crop.scale),
         "flip": phase.flip,
+        "translate": phase.translate,
         "augment": phase.augment.name if phase.augment else None,
-        "magnitude": _course(curves.magnitude, segment),
-        **{f"jitter_{name}": _course(getattr(curves, name), segment) for name in _JITTER},
-        "erasing_prob": _course(curves.erasing_prob, segment),
-        "mixup_alpha": _course(curves.mixup_alpha, segment),
-        "cutmix_alpha": _course(curves.cutmix_alpha, segment),
+        "magnitude": course_of(curves.magnitude, segment),
+        **{f"jitter_{name}": course_of(getattr(curves, name), segment) for name in _JITTER},
+        "erasing_prob": course_of(curves.erasing_prob, segment),
+        "mixup_alpha": course_of(curves.mixup_alpha, segment),
+        "cutmix_alpha": course_of(curves.cutmix_alpha, segment),
         "label_smoothing": phase.label_smoothing,
         "frozen": list(phase.freeze),
     }
 
 
-def _course(curve: Curve, segment: Segment) -> list[float]:
+def course_of(curve: Curve, segment: Segment) -> list[float]:
     """Returns the first value, the turning points in between if any, and the last; one if equal.
 
     Between two knots a curve only rises or only falls, so the knots tell all.
@@ -131,72 +156,6 @@ def _course(curve: Curve, segment: Segment) -> list[float]:
     return course
 
 
-# Notes
-
-
-def notes(timeline: Timeline) -> list[str]:
-    """Returns, a line each, what the table does not show and one would want to know."""
-    segments = timeline.segments
-    return [
-        *(note for pair in pairwise(segments) for note in _dropped(*pair)),
-        *_by_phase((s.phase.name, peak) for s in segments for peak in _peak(s)),
-        *_average(timeline),
-        _evaluation(timeline),
-    ]
-
-
-def _by_phase(facts: Iterable[tuple[str, str]]) -> list[str]:
-    """Returns a line for each fact, with the names of the phases of which it is true."""
-    names: dict[str, dict[str, None]] = {}
-    for name, fact in facts:
-        names.setdefault(fact, {})[name] = None
-    return [f"{', '.join(phases)}: {fact}" for fact, phases in names.items()]
-
-
-def _dropped(before: Segment, after: Segment) -> Iterator[str]:
-    """What a change of data fraction leaves out."""
-    into = before.walk_position(before.last) % before.num_samples
-    if after.walk != before.walk and into:
-        yield (
-            f"{after.phase.name}: a new permutation of {after.num_samples:,} images begins, "
-            f"{into / before.num_samples:.1%} into a pass of {before.phase.name}'s "
-            f"{before.num_samples:,}, the rest of which is dropped"
-        )
-
-
-def _peak(segment: Segment) -> Iterator[str]:
-    """How the peak learning rate comes about, where it is not the one stated."""
-    phase = segment.phase
-    terms, scaled = f"{phase.lr:g}", phase.lr
-    if phase.lr_per is not None:
-        terms += f" x batch {phase.batch_size:,} / {phase.lr_per:,}"
-        scaled *= phase.batch_size / phase.lr_per
-    if phase.lr_cap is not None and scaled > phase.lr_cap:
-        terms = f"{phase.lr_cap:g}, the cap of {terms}"
-    if phase.lr_scale != 1:
-        terms += f", x scale {phase.lr_scale:g}"
-    peak = phase.peak_lr()
-    # An extension is a copy of the last phase whose curve has a peak of its own.
-    aims_at_it = any(math.isclose(knot.value, peak) for knot in segment.curves.lr.knots)
-    if terms != f"{phase.lr:g}" and aims_at_it:
-        yield f"peak lr {peak:g} = {terms}"
-
-
-def _average(timeline: Timeline) -> Iterator[str]:
-    if timeline.recipe.ema is not None:
-        decay = timeline.settings_at(timeline.last - 1).ema_decay
-        yield f"weights are averaged (EMA), with a decay of {decay:.6g} at the end"
-
-
-def _evaluation(timeline: Timeline) -> str:
-    recipe, protocol = timeline.recipe, timeline.recipe.eval
-    flips = ", averaged with the mirror image" if protocol.flip_average else ""
-    return (
-        f"{len(timeline.evaluations)} evaluations at {recipe.eval_resolution()} px, crop ratio "
-        f"{protocol.crop_ratio:g}{flips}"
-    )
-
-
 # The table
 
 
@@ -208,14 +167,14 @@ def table(timeline: Timeline) -> "Group":
     from rich.text import Text
 
     plan = as_json(timeline)
-    rows = [_cells(segment) for segment in plan["segments"]]
+    rows = [_cells(segment, plan["lr_fallback"]) for segment in plan["segments"]]
     segments = Table(box=box.SIMPLE_HEAD)
     for key in rows[0]:
         words = key == "phase"
         segments.add_column(key, justify="left" if words else "right", no_wrap=not words)
     for row in rows:
         segments.add_row(*map(Text, row.values()))
-    below = [*_by_phase(_regimes(timeline)), *plan["notes"]]
+    below = [*by_phase(_regimes(timeline)), *plan["notes"]]
     return Group(
         Text(_headline(plan), style="bold"), segments, *(Text(f"- {line}") for line in below)
     )
@@ -228,7 +187,7 @@ def _headline(plan: dict[str, Any]) -> str:
     )
 
 
-def _cells(segment: dict[str, Any]) -> dict[str, str]:
+def _cells(segment: dict[str, Any], lr_is_fallback: bool) -> dict[str, str]:
     begin, end = segment["epochs"]
     accumulated = segment["grad_accum_steps"]
     return {
@@ -238,7 +197,7 @@ def _cells(segment: dict[str, Any]) -> dict[str, str]:
         "px": str(segment["resolution"]),
         "batch": f"{segment['batch_size']:,}" + (f" in {accumulated}" if accumulated > 1 else ""),
         "data": f"{100 * segment['data_fraction']:.3g}%",
-        "lr": _arrows(segment["lr"]),
+        "lr (fallback)" if lr_is_fallback else "lr": arrows(segment["lr"]),
     }
 
 
@@ -248,21 +207,9 @@ def _short(epoch: float) -> str:
 
 def _regimes(timeline: Timeline) -> Iterator[tuple[str, str]]:
     """Yields each phase's name, and how it augments and what it freezes."""
-    for phase, group in groupby(timeline.segments, key=lambda segment: segment.phase):
-        own = list(group)
-        whole = replace(own[0], last=own[-1].last)
-        parts = [f"crop {phase.crop.scale[0]:g}-{phase.crop.scale[1]:g}"]
-        if phase.flip != "none":
-            parts.append(f"flip {phase.flip}")
-        parts += _varying(whole, {name: name for name in _JITTER})
-        policy = phase.augment
-        if isinstance(policy, RandAugment):
-            magnitude = _arrows(_course(whole.curves.magnitude, whole))
-            parts.append(f"{policy.num_ops} x {policy.name} of magnitude {magnitude}")
-        elif policy is not None:
-            parts.append(policy.name)
-        parts += _varying(whole, {"erasing_prob": "erasing"})
-        parts += _varying(whole, {"mixup_alpha": "mixup", "cutmix_alpha": "cutmix"})
+    for whole in whole_phases(timeline):
+        phase = whole.phase
+        parts = [*augmentation(whole), *mixing(whole)]
         if phase.label_smoothing:
             parts.append(f"label smoothing {phase.label_smoothing:g}")
         if phase.freeze:
@@ -270,15 +217,50 @@ def _regimes(timeline: Timeline) -> Iterator[tuple[str, str]]:
         yield phase.name, ", ".join(parts)
 
 
+def augmentation(whole: Segment) -> Iterator[str]:
+    """Yields what a phase does to each image, with its course."""
+    phase = whole.phase
+    yield f"crop {phase.crop.scale[0]:g}-{phase.crop.scale[1]:g}"
+    if phase.flip != "none":
+        yield f"flip {phase.flip}"
+    if phase.translate:
+        yield f"translate {phase.translate} px"
+    yield from _varying(whole, {name: name for name in _JITTER})
+    policy = phase.augment
+    if isinstance(policy, RandAugment):
+        magnitude = arrows(course_of(whole.curves.magnitude, whole))
+        yield f"{policy.num_ops} x {policy.name} of magnitude {magnitude}"
+    elif policy is not None:
+        yield policy.name
+    yield from _varying(whole, {"erasing_prob": "erasing"})
+
+
+def mixing(whole: Segment) -> Iterator[str]:
+    """Yields how a phase mixes images, with its course."""
+    yield from _varying(whole, {"mixup_alpha": "mixup", "cutmix_alpha": "cutmix"})
+
+
+def whole_phases(timeline: Timeline) -> Iterator[Segment]:
+    """Yields each phase as one segment, of its first size."""
+    for _, group in groupby(timeline.segments, key=lambda segment: segment.phase):
+        own = list(group)
+        yield replace(own[0], last=own[-1].last)
+
+
 def _varying(segment: Segment, names: dict[str, str]) -> Iterator[str]:
-    """Yields what a phase does to images, with its course, by the curve's name and a plain one."""
+    """Yields the curves of these names that are not 0 throughout, by the plain names given."""
     for curve, name in names.items():
-        course = _course(getattr(segment.curves, curve), segment)
+        course = course_of(getattr(segment.curves, curve), segment)
         if any(course):
-            yield f"{name} {_arrows(course)}"
+            yield f"{name} {arrows(course)}"
 
 
-def _arrows(course: list[float]) -> str:
+def arrows(course: list[float]) -> str:
+    """Returns a course in a few characters: `0.2 → 0.4 → 0`."""
     top = max(map(abs, course))
-    texts = [f"{value:.3g}" if abs(value) > 1e-6 * top else "0" for value in course]
+    texts = [_in_short(value) if abs(value) > 1e-6 * top else "0" for value in course]
     return " → ".join(text for text, _ in groupby(texts))
+
+
+def _in_short(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"

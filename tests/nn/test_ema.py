@@ -7,7 +7,10 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from pitstop.nn.ema import shadow, update
+from pitstop.core.recipe import parse_recipe
+from pitstop.core.timeline import Timeline
+from pitstop.nn.ema import look_ahead, shadow, update
+from pitstop.nn.freezing import freeze
 
 
 def small_model() -> nn.Module:
@@ -101,3 +104,79 @@ def test_the_model_is_not_touched_and_no_graph_grows(model):
     update(average, model, 0.9)
     assert_same(model.state_dict(), before, rtol=0, atol=0)
     assert all(parameter.grad_fn is None for parameter in average.parameters())
+
+
+# Lookahead
+
+
+class AirbenchLookahead:
+    """LookaheadState of airbench94 (arXiv 2404.00498), in plain terms."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.slow = {key: value.clone() for key, value in model.state_dict().items()}
+
+    def update(self, model: nn.Module, decay: float) -> None:
+        for key, value in model.state_dict().items():
+            if value.is_floating_point():
+                self.slow[key].lerp_(value, 1 - decay)
+                value.copy_(self.slow[key])
+
+
+def test_looking_ahead_is_airbenchs(model):
+    twin = copy.deepcopy(model)
+    average, oracle = shadow(model), AirbenchLookahead(twin)
+    for step in range(4):
+        trained(model, step)
+        trained(twin, step)
+        if step % 2:
+            update(average, model, 0.7)
+            look_ahead(average, model)
+            oracle.update(twin, 0.7)
+    assert_same(model.state_dict(), twin.state_dict(), rtol=0, atol=0)
+    for key, value in average.state_dict().items():
+        assert torch.equal(value, model.state_dict()[key])
+
+
+def test_looking_ahead_moves_nothing_that_is_frozen(model):
+    average = shadow(model)
+    trained(model, 0)
+    freeze(model, ("0", "1"))
+    before = copy.deepcopy(model.state_dict())
+    update(average, model, 0.7)
+    look_ahead(average, model)
+    moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved == {"3.weight", "3.bias"}
+    assert not torch.equal(average.state_dict()["0.weight"], before["0.weight"])
+
+
+def test_looking_ahead_moves_statistics_that_go_on_in_frozen_layers(model):
+    average = shadow(model)
+    trained(model, 0)
+    freeze(model, ("0", "1"), "train")
+    before = copy.deepcopy(model.state_dict())
+    update(average, model, 0.7)
+    look_ahead(average, model)
+    moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved == {"3.weight", "3.bias", "1.running_mean", "1.running_var"}
+
+
+# Its decay over the run
+
+
+def decays(**ema) -> list[float]:
+    recipe = parse_recipe({"epochs": 100, "batch_size": 10, "ema": ema}, "test")
+    timeline = Timeline(recipe, num_samples=100)
+    return [timeline.settings_at(step).ema_decay for step in range(timeline.last)]
+
+
+def test_an_update_of_several_steps_decays_as_theirs_would_together():
+    each, fourth = decays(half_life=20), decays(half_life=20, every=4)
+    assert fourth == pytest.approx([decay**4 for decay in each])
+    assert fourth[-1] == pytest.approx(0.5 ** (4 / 20))
+    assert fourth[0] == pytest.approx(0.1**4)  # the warm-up counts steps too
+
+
+def test_after_the_half_life_half_is_left_however_often_it_is_updated():
+    for every in (1, 5, 10):
+        updates = decays(half_life=50, every=every)[every - 1 :: every]
+        assert torch.tensor(updates[-50 // every :]).prod().item() == pytest.approx(0.5, rel=1e-5)

@@ -6,7 +6,9 @@ import pytest
 import timm
 import torch
 from pydantic import TypeAdapter
+from timm.layers.ml_decoder import add_ml_decoder_head
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from pitstop.core.errors import InputError
 from pitstop.core.recipe import AnyOptimizer
@@ -27,7 +29,7 @@ def model() -> nn.Module:
 def optimizer_of(name: str, model: nn.Module) -> torch.optim.Optimizer:
     spec = TypeAdapter(AnyOptimizer).validate_python({"name": name, "weight_decay": 0.1})
     optimizer = build(spec, model)
-    set_lr_and_momentum(optimizer, 0.01, 0.9)
+    set_lr_and_momentum(optimizer, 0.01, 0.9, peak_lr=1.0)
     return optimizer
 
 
@@ -140,3 +142,105 @@ def test_an_unknown_module_is_refused_with_a_suggestion(model, names):
 def test_a_name_like_none_is_refused_with_those_at_the_top(model):
     with pytest.raises(InputError, match=r"'zzz'; at the top: conv1, bn1, .*fc$"):
         freeze(model, ("zzz",))
+
+
+# Patterns
+
+
+@pytest.mark.parametrize(
+    ("pattern", "frozen"),
+    [
+        ("layer[12]", {"layer1", "layer2"}),
+        ("layer*", {"layer1", "layer2", "layer3", "layer4"}),
+        ("*.bn1", {f"layer{k}.0.bn1" for k in (1, 2, 3, 4)}),
+        ("layer?.0.conv[!1]", {f"layer{k}.0.conv2" for k in (1, 2, 3, 4)}),
+    ],
+)
+def test_a_pattern_freezes_the_modules_of_its_names(model, pattern, frozen):
+    freeze(model, (pattern,))
+    still = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert still == under({name for name, _ in model.named_parameters()}, *frozen)
+    evaluating = {name for name, m in model.named_modules() if not m.training}
+    assert frozen <= evaluating
+    assert all(name.startswith(tuple(frozen)) for name in evaluating)
+
+
+def test_a_pattern_for_everything_leaves_nothing_to_train(model):
+    with pytest.raises(InputError, match=r"freeze: \* leave nothing to train"):
+        freeze(model, ("*",))
+
+
+def test_a_pattern_of_no_module_is_refused(model):
+    with pytest.raises(InputError, match=r"no module 'layr\*'; did you mean 'layer.'\?"):
+        freeze(model, ("layr*",))
+
+
+# Batch statistics, and what the model holds off
+
+
+def test_batch_statistics_of_a_frozen_module_may_go_on(model):
+    freeze(model, ())
+    optimizer = optimizer_of("sgd", model)
+    freeze(model, ("bn1", "layer1"), "train")
+    weights = digests(model)
+    train(model, optimizer, 2)
+    moved = under(changed(weights, digests(model)), "bn1", "layer1")
+    statistics = {"running_mean", "running_var", "num_batches_tracked"}
+    assert {name.rpartition(".")[2] for name in moved} == statistics
+    norms = {"bn1", "layer1.0.bn1", "layer1.0.bn2", "layer1.0.downsample.1"}
+    assert {name.rpartition(".")[0] for name in moved} == norms
+
+
+def test_dropout_of_a_frozen_module_is_off_though_its_statistics_go_on():
+    model = timm.create_model(
+        "resnet18", num_classes=5, layers=[1, 1, 1, 1], channels=[8] * 4, drop_path_rate=0.5
+    )
+    freeze(model, ("layer4",), "train")
+    assert model.layer4[0].bn1.training
+    assert not model.layer4[0].drop_path.training
+    assert model.layer3[0].drop_path.training
+
+
+def test_what_a_model_holds_off_itself_stays_so():
+    model = timm.create_model("resnet18", num_classes=5, layers=[1, 1, 1, 1], channels=[8] * 4)
+    model = add_ml_decoder_head(model)
+    held = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert held
+    for names in (("layer1",), ("layer2",), ()):
+        freeze(model, names)
+        still = {name for name, p in model.named_parameters() if not p.requires_grad}
+        assert still == held | under({name for name, _ in model.named_parameters()}, *names)
+
+
+# Its cost
+
+
+def backward_flops(model: nn.Module, inputs: torch.Tensor) -> int:
+    output = model(inputs).sum()
+    with FlopCounterMode(display=False) as counter:
+        output.backward()
+    return counter.get_total_flops()
+
+
+def test_frozen_first_layers_cost_no_backward(model):
+    """What is left is the backward pass of the other layers alone."""
+    images = torch.randn(2, 3, 64, 64)
+    freeze(model, ())
+    everything = backward_flops(model, images)
+    freeze(model, ("conv1", "bn1", "layer1", "layer2"))
+    rest = nn.Sequential(model.layer3, model.layer4, model.global_pool, model.fc)
+    features = model.layer2(model.layer1(model.maxpool(model.act1(model.bn1(model.conv1(images))))))
+    assert not features.requires_grad
+    assert backward_flops(model, images) == backward_flops(rest, features)
+    assert backward_flops(model, images) < everything / 3
+
+
+def test_a_frozen_layer_in_the_middle_costs_half_its_backward(model):
+    images = torch.randn(2, 3, 64, 64)
+    freeze(model, ())
+    everything = backward_flops(model, images)
+    with FlopCounterMode(display=False) as counter:
+        model.layer3(torch.empty(2, 8, 8, 8))
+    freeze(model, ("layer3",))
+    # the gradient of the weights costs what the forward pass does, so does that of the inputs
+    assert backward_flops(model, images) == everything - counter.get_total_flops()

@@ -49,13 +49,14 @@ def test_cross_entropy_of_mixed_targets_is_timms(smoothing):
     )
 
 
+@pytest.mark.parametrize("kind", ["bce", "bce_sum"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("classes", [2, 10])
-def test_bce_of_labels_is_timms(classes, smoothing):
+def test_bce_of_labels_is_timms(classes, smoothing, kind):
     logits, labels = logits_and_labels(classes)
     torch.testing.assert_close(
-        loss_sum("bce", logits, labels, smoothing) / BATCH,
-        BinaryCrossEntropy(smoothing=smoothing)(logits, labels),
+        loss_sum(kind, logits, labels, smoothing) / BATCH,
+        BinaryCrossEntropy(smoothing=smoothing, sum_classes=kind == "bce_sum")(logits, labels),
     )
 
 
@@ -71,7 +72,7 @@ def test_bce_of_mixed_targets_is_timms(smoothing):
     )
 
 
-@pytest.mark.parametrize("kind", ["cross_entropy", "bce"])
+@pytest.mark.parametrize("kind", ["cross_entropy", "bce", "bce_sum"])
 def test_labels_and_their_one_hots_have_the_same_loss(kind):
     logits, labels = logits_and_labels(10)
     torch.testing.assert_close(
@@ -80,7 +81,7 @@ def test_labels_and_their_one_hots_have_the_same_loss(kind):
     )
 
 
-@pytest.mark.parametrize("kind", ["cross_entropy", "bce"])
+@pytest.mark.parametrize("kind", ["cross_entropy", "bce", "bce_sum"])
 def test_the_sum_over_shares_is_the_sum_over_the_batch(kind):
     logits, labels = logits_and_labels(10)
     shares = zip(logits.tensor_split(3), labels.tensor_split(3), strict=True)
@@ -88,7 +89,7 @@ def test_the_sum_over_shares_is_the_sum_over_the_batch(kind):
     torch.testing.assert_close(total, loss_sum(kind, logits, labels, 0.1))
 
 
-@pytest.mark.parametrize("kind", ["cross_entropy", "bce"])
+@pytest.mark.parametrize("kind", ["cross_entropy", "bce", "bce_sum"])
 def test_half_precision_logits_are_summed_in_float32(kind):
     logits, labels = logits_and_labels(1000)
     half = logits.bfloat16()

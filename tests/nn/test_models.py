@@ -80,7 +80,33 @@ def test_the_last_norm_of_each_residual_branch_starts_at_zero():
     assert all(torch.all(norm.weight == 1) for norm in first)
 
 
+@pytest.mark.parametrize(
+    ("name", "biases"),
+    [
+        ("resnet18", ["fc.bias"]),
+        ("deit_tiny_distilled_patch16_224", ["head.bias", "head_dist.bias"]),
+        ("levit_128s", ["head.linear.bias", "head_dist.linear.bias"]),
+    ],
+)
+def test_the_classifier_may_begin_at_the_prior(name, biases):
+    """Each class then has the probability 1 / classes, as binary cross entropy has it."""
+    kwargs = TINY if name == "resnet18" else {}
+    plain = build(Model(name=name, kwargs=kwargs), 20, 0).state_dict()
+    model = build(Model(name=name, kwargs=kwargs, prior_bias=True), 20, 0)
+    for key, tensor in model.state_dict().items():
+        if key in biases:
+            assert torch.allclose(tensor.exp(), torch.tensor(1 / 20))
+        else:
+            assert torch.equal(tensor, plain[key])
+
+
 # Refusals
+
+
+@pytest.mark.parametrize("name", ["cifarnet"])
+def test_a_classifier_without_a_bias_has_no_prior(name):
+    with pytest.raises(InputError, match=rf"^model\.prior_bias: .*{name} has no bias"):
+        build(Model(name=name, prior_bias=True), 5, 0)
 
 
 @pytest.mark.parametrize(

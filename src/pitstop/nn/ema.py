@@ -24,3 +24,19 @@ def update(average: nn.Module, model: nn.Module, decay: float) -> None:
     for a, c in zip(averaged, current, strict=True):
         if not a.is_floating_point():
             a.copy_(c)
+
+
+@torch.no_grad()
+def look_ahead(average: nn.Module, model: nn.Module) -> None:
+    """Sets the model to the average (Lookahead, arXiv 1907.08610).
+
+    Only what moves: parameters that are trained, and the floating-point buffers of modules in
+    training mode. What is frozen stays as it is, and the average goes on towards it.
+    """
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for its, own in zip(average.modules(), model.modules(), strict=True):
+        parameters = zip(own.parameters(False), its.parameters(False), strict=True)
+        pairs += [(p, a) for p, a in parameters if p.requires_grad]
+        buffers = zip(own.buffers(False), its.buffers(False), strict=True)
+        pairs += [(b, a) for b, a in buffers if own.training and b.is_floating_point()]
+    torch._foreach_copy_([own for own, _ in pairs], [a for _, a in pairs])  # pyright: ignore[reportPrivateImportUsage]

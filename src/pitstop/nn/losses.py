@@ -10,8 +10,8 @@ def loss_sum(
     """Returns the loss summed over the samples, float32 [].
 
     Args:
-        kind: `cross_entropy`, or `bce`: binary cross entropy, its mean over the classes, as timm's
-            BinaryCrossEntropy (ResNet strikes back, arXiv 2110.00476).
+        kind: `cross_entropy`, or binary cross entropy as timm's BinaryCrossEntropy (ResNet strikes
+            back, arXiv 2110.00476): `bce`, its mean over the classes, or `bce_sum`, its sum.
         logits: [B, C], of any floating dtype.
         targets: class indices int64 [B], or probabilities float32 [B, C].
         label_smoothing: s moves each target to target x (1 - s) + s / C (arXiv 1512.00567).
@@ -23,7 +23,8 @@ def loss_sum(
     if targets.ndim == 1:
         targets = F.one_hot(targets, classes).float()
     targets = targets * (1 - label_smoothing) + label_smoothing / classes
-    return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / classes
+    total = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+    return total if kind == "bce_sum" else total / classes
 
 
 def correct(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

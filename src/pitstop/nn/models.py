@@ -1,6 +1,7 @@
 """Models: timm's, by name, with BlurPool as an option."""
 
 import copy
+import math
 from collections.abc import Iterable
 
 import timm
@@ -12,6 +13,7 @@ from pitstop.core.errors import InputError
 from pitstop.core.recipe import Model
 from pitstop.core.rng import Stream, seed_for
 from pitstop.core.strict import did_you_mean
+from pitstop.nn import cifarnet as cifarnet  # registered with timm by being imported
 
 
 def build(spec: Model, num_classes: int, seed: int) -> nn.Module:
@@ -33,7 +35,27 @@ def build(spec: Model, num_classes: int, seed: int) -> nn.Module:
         except Exception as error:  # what a model's constructor raises is as varied as the models
             why = f"{type(error).__name__}: {error}".partition("\n")[0]
             raise InputError(f"model.kwargs: {spec.name} does not take them: {why}") from error
+    if spec.prior_bias:
+        _begin_at_prior(model, spec.name, num_classes)
     return with_blurpool(model) if spec.blurpool else model
+
+
+def classifier(model: nn.Module) -> list[nn.Module]:
+    """Returns the layers that give the logits (distilled models have two), as the model tells."""
+    get = getattr(model, "get_classifier", list)
+    found = get()
+    return [*found] if isinstance(found, list | tuple) else [found]
+
+
+def _begin_at_prior(model: nn.Module, name: str, num_classes: int) -> None:
+    """Sets the classifier's bias to -log(classes)."""
+    inner = [layer for head in classifier(model) for layer in head.modules()]
+    linear = [layer for layer in inner if isinstance(layer, nn.Linear | nn.Conv2d)]
+    biases = [layer.bias for layer in linear if layer.bias is not None]
+    if not biases or len(biases) < len(linear):
+        raise InputError(f"model.prior_bias: the classifier of {name} has no bias: leave it out")
+    for bias in biases:
+        nn.init.constant_(bias, -math.log(num_classes))
 
 
 def check_resolutions(model: nn.Module, name: str, resolutions: Iterable[int]) -> None:

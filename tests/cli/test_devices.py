@@ -58,7 +58,7 @@ def test_a_gpu_that_is_not_there_is_refused(refused):
 def test_train_and_eval_pass_on_what_is_asked_for(command, monkeypatch, tmp_path):
     asked = []
     outcome = SimpleNamespace(exit_code=0)
-    result = {"protocol": {}, "top1": 0.0, "top5": 0.0, "loss": 0.0}
+    result = {"protocol": {}, "top1": 0.0, "top5": 0.0, "loss": 0.0, "also": ()}
     monkeypatch.setattr(
         "pitstop.engine.run.run_training", lambda wish, out, **_: asked.append(wish) or outcome
     )

@@ -3,19 +3,26 @@
 Each task is run on every rank; what it returns is saved, by its name, in OUT/RANK.pt.
 """
 
+import hashlib
+import random
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
+from pitstop.core.errors import InputError
 from pitstop.core.recipe import Recipe, parse_recipe
 from pitstop.core.timeline import Timeline
 from pitstop.data.load import Loader
 from pitstop.data.packed import PackedDataset
 from pitstop.engine.evaluate import evaluate
+from pitstop.engine.initialize import initialize
+from pitstop.engine.lr_finder import search
+from pitstop.engine.micro_batch import fitting_parts
 from pitstop.engine.state import TrainState
 from pitstop.engine.step import Stage, train_step
 from pitstop.runtime.devices import Device
@@ -97,11 +104,27 @@ def begins_as_main(ranks: Ranks, data: PackedDataset) -> Any:
 
 def evaluation(ranks: Ranks, data: PackedDataset) -> Any:
     """Of an odd number of images; and of fewer images than ranks."""
-    spec = recipe(eval={"batch_size": 4, "crop_ratio": 1.0})
+    views = {"flip_average": True, "translate_average": 1}
+    spec = recipe(eval={"batch_size": 4, "crop_ratio": 1.0, "also": [views]})
     state = TrainState.initial(spec, CLASSES, CPU)
     torch.manual_seed(0)
     nn.init.normal_(state.model.get_parameter("head.fc.weight"))
-    return evaluate(state.model, data.val, spec, CPU, ranks, weights="raw", workers=1)
+    own = evaluate(
+        state.model, data.val, spec, CPU, ranks, weights="raw", workers=1, also=lambda _: True
+    )
+    assert own is not None
+    return own, *own.also
+
+
+def initialized(ranks: Ranks, data: PackedDataset) -> Any:
+    """The weights that follow from the data; each rank brings others."""
+    model = {"name": "cifarnet", "kwargs": {"widths": [4, 6, 6]}}
+    spec = recipe(model=model, seed=ranks.rank, ema={})
+    state = TrainState.initial(spec, CLASSES, CPU)
+    timeline = Timeline(spec, num_samples=len(data.train))
+    initialize(state, data.train, timeline, CPU, ranks, workers=1)
+    assert state.ema is not None
+    return state.model.state_dict(), state.ema.state_dict()
 
 
 def interrupted(ranks: Ranks, data: PackedDataset) -> Any:
@@ -146,6 +169,89 @@ def ids(ranks: Ranks, data: PackedDataset) -> Any:
         return [(batch.ids, batch.images) for batch in batches]
 
 
+def state_fingerprint(state: TrainState) -> str:
+    """A hash of all that training could change, in this process too."""
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            digest.update(value.detach().contiguous().numpy().tobytes())
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                digest.update(repr(key).encode())
+                add(item)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                add(item)
+        else:
+            digest.update(repr(value).encode())
+
+    add(state.state_dict())
+    add(dict(state.model.named_buffers()))
+    add([p.grad for p in state.model.parameters()])
+    add([p.requires_grad for p in state.model.parameters()])
+    add([module.training for module in state.model.modules()])
+    add([random.getstate(), np.random.get_state(), torch.get_rng_state()])
+    return digest.hexdigest()
+
+
+def with_room_for(images: int, model: nn.Module) -> nn.Module:
+    """The model, which runs out of memory when it trains on more images at once."""
+
+    def hook(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        if module.training and len(given[0]) > images:
+            raise torch.OutOfMemoryError(f"injected: {len(given[0])} images")
+
+    model.register_forward_pre_hook(hook)
+    return model
+
+
+def lr_search(ranks: Ranks, data: PackedDataset) -> Any:
+    """The losses, what they suggest, and whether a trace is left; the last rank may stop it."""
+    finder = {"fallback": 0.1, "iterations": 12, "start_lr": 1e-4, "end_lr": 10.0}
+    spec = recipe(lr="auto", lr_finder=finder)
+    assert spec.lr_finder is not None
+    timeline = Timeline.planned(spec, len(data.train))
+    state = TrainState.initial(timeline.recipe, CLASSES, CPU)
+    state.model.train()
+    before = state_fingerprint(state)
+    found = search(spec.lr_finder, timeline, data, state, CPU, ranks, workers=1)
+    assert found is not None
+    untouched = state_fingerprint(state) == before
+    polls: list[None] = []
+
+    def should_stop() -> bool:
+        polls.append(None)
+        return ranks.rank == ranks.world - 1 and len(polls) == 3
+
+    stopped = search(
+        spec.lr_finder, timeline, data, state, CPU, ranks, workers=1, should_stop=should_stop
+    )
+    return {
+        "losses": found.losses,
+        "peak": found.peak,
+        "why": found.explained(),
+        "untouched": untouched and state_fingerprint(state) == before,
+        "stopped": (stopped, len(polls)),
+    }
+
+
+def little_memory(ranks: Ranks, data: PackedDataset) -> Any:
+    """The micro-batches when the last rank has room for 3, for 1, for no images."""
+    spec = recipe(batch_size=26, grad_accum_steps=1)
+    timeline = Timeline(spec, num_samples=len(data.train))
+    parts: list[int | str] = []
+    for images in (3, 1, 0):
+        state = TrainState.initial(spec, CLASSES, CPU)
+        if ranks.rank == ranks.world - 1:
+            with_room_for(images, state.model)
+        try:
+            parts.append(fitting_parts(timeline.segments[0], state, CPU, ranks, CLASSES))
+        except InputError as error:
+            parts.append(str(error))
+    return parts
+
+
 def compiled(ranks: Ranks, data: PackedDataset) -> Any:
     """Whole states after two steps, in eager mode and compiled; accumulation is uneven."""
     device = Device.choose("fp32", compile=True, threads=1)
@@ -162,8 +268,11 @@ TASKS = (
     statistics,
     begins_as_main,
     evaluation,
+    initialized,
     interrupted,
     ids,
+    lr_search,
+    little_memory,
 )
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import copy
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,12 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms import v2
 
-from pitstop.core.recipe import Recipe, parse_recipe
+from pitstop.core.errors import InputError
+from pitstop.core.recipe import Eval, Recipe, parse_recipe
 from pitstop.data.pack import pack
 from pitstop.data.packed import PackedDataset, PackedSplit
 from pitstop.data.sources.folder import folder_source
 from pitstop.engine.evaluate import Evaluation, evaluate, predict
-from pitstop.engine.step import Normalizer
 from pitstop.nn.freezing import freeze
 from pitstop.runtime.devices import Device
 from pitstop.runtime.ranks import Ranks
@@ -130,27 +131,95 @@ def test_each_image_counts_once_at_any_batch_size(split, batch_size):
     assert result.loss == pytest.approx(expected)
 
 
+@torch.no_grad()
 def test_the_flip_average_is_the_mean_of_the_logits(model):
-    images = torch.randint(0, 256, (4, 3, 24, 24), dtype=torch.uint8)
+    images = torch.randn(4, 3, 24, 24)
     model.eval()
-    plain, average = recipe(), recipe(flip_average=True)
-    normalize = Normalizer(plain, FP32.torch_device)
-    with torch.no_grad():
-        one = predict(model, images, normalize, plain, FP32)
-        other = predict(model, images.flip(3), normalize, plain, FP32)
-        assert not torch.allclose(one, other, atol=1e-3)
-        both = predict(model, images, normalize, average, FP32)
+    one, other = (predict(model, x, Eval(), FP32) for x in (images, images.flip(3)))
+    assert not torch.allclose(one, other, atol=1e-3)
+    both = predict(model, images, Eval(flip_average=True), FP32)
     torch.testing.assert_close(both, (one + other) / 2)
 
 
-def test_logits_are_in_float32_under_bf16(model):
-    images = torch.zeros(2, 3, 24, 24, dtype=torch.uint8)
+@torch.no_grad()
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("far", [1, 3])
+def test_the_moved_views_are_those_of_airbench(model, flip, far):
+    """`infer_mirror_translate` of its legacy/airbench94.py, whose pad is 1."""
+    images = torch.randn(4, 3, 24, 24)
+    model.eval()
+
+    def infer(inputs: torch.Tensor) -> torch.Tensor:
+        if not flip:
+            return model(inputs)
+        return 0.5 * model(inputs) + 0.5 * model(inputs.flip(-1))
+
+    padded = F.pad(images, (far,) * 4, "reflect")
+    moved = [padded[:, :, 0:24, 0:24], padded[:, :, 2 * far : 24 + 2 * far, 2 * far : 24 + 2 * far]]
+    expected = 0.5 * infer(images) + 0.5 * torch.stack([infer(each) for each in moved]).mean(0)
+    spec = Eval(flip_average=flip, translate_average=far)
+    torch.testing.assert_close(predict(model, images, spec, FP32), expected)
+    assert not torch.allclose(expected, infer(images), atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("spec", [Eval(), Eval(flip_average=True, translate_average=1)])
+def test_logits_are_in_float32_under_bf16(model, spec):
     bf16 = Device.choose("bf16", compile=False)
-    with torch.no_grad():
-        for protocol in (recipe(), recipe(flip_average=True)):
-            normalize = Normalizer(protocol, bf16.torch_device)
-            logits = predict(model.eval(), images, normalize, protocol, bf16)
-            assert logits.dtype == torch.float32
+    assert predict(model.eval(), torch.zeros(2, 3, 24, 24), spec, bf16).dtype == torch.float32
+
+
+# More protocols
+
+
+def also_evaluated(
+    model: nn.Module, split: PackedSplit, *also: dict[str, Any], asked: bool = True, **own: Any
+) -> Evaluation:
+    result = evaluate(
+        model,
+        split,
+        recipe(also=also, **own),
+        FP32,
+        Ranks(),
+        weights="raw",
+        workers=2,
+        also=lambda top1: asked,
+    )
+    assert result is not None
+    return result
+
+
+VIEWS = {"flip_average": True, "translate_average": 1, "crop_ratio": 1.0}
+
+
+def test_more_protocols_give_what_each_gives_alone(model, split):
+    larger = {"resolution": 40, "interpolation": "bicubic"}
+    result = also_evaluated(model, split, VIEWS, larger, batch_size=7)
+    assert replace(result, also=()) == evaluated(model, split, batch_size=7)
+    assert result.also == tuple(
+        evaluated(model, split, batch_size=7, **each) for each in (VIEWS, larger)
+    )
+    assert len({each.loss for each in (result, *result.also)}) == 3
+
+
+def test_more_protocols_have_the_resolution_of_the_first(model, split):
+    result = also_evaluated(model, split, VIEWS, resolution=32)
+    assert result.also == (evaluated(model, split, resolution=32, **VIEWS),)
+
+
+def test_more_protocols_are_left_out_unless_asked_for(model, split):
+    assert also_evaluated(model, split, VIEWS, asked=False) == evaluated(model, split)
+    seen = []
+    spec = recipe(also=[VIEWS])
+    evaluate(
+        model, split, spec, FP32, Ranks(), weights="raw", workers=1, also=lambda x: seen.append(x)
+    )
+    assert seen == [evaluated(model, split).top1]
+
+
+def test_an_image_cannot_be_moved_out_of_itself(model, split):
+    with pytest.raises(InputError, match="translate_average 24 must be less than the resolution"):
+        also_evaluated(model, split, {"translate_average": 24})
 
 
 # The model stays as it was
@@ -188,6 +257,28 @@ def test_an_error_leaves_the_mode_too(split):
 # Interruption and protocol
 
 
+def test_it_can_be_interrupted_in_a_later_protocol(model, split):
+    polls = []
+
+    def should_stop() -> bool:
+        polls.append(None)
+        return len(polls) > 8  # the first takes 6
+
+    result = evaluate(
+        model,
+        split,
+        recipe(batch_size=4, also=[VIEWS]),
+        FP32,
+        Ranks(),
+        weights="raw",
+        workers=2,
+        should_stop=should_stop,
+        also=lambda top1: True,
+    )
+    assert result is None
+    assert len(polls) == 9
+
+
 @pytest.mark.parametrize("after", [0, 1, 3])
 def test_it_can_be_interrupted(model, split, after):
     polls = []
@@ -206,7 +297,13 @@ def test_it_can_be_interrupted(model, split, after):
 
 
 def test_the_protocol_says_how_it_was_obtained(model, split):
-    stated = {"resolution": 32, "crop_ratio": 0.9, "interpolation": "bicubic", "flip_average": True}
+    stated = {
+        "resolution": 32,
+        "crop_ratio": 0.9,
+        "interpolation": "bicubic",
+        "flip_average": True,
+        "translate_average": 2,
+    }
     result = evaluate(model, split, recipe(**stated), FP32, Ranks(), weights="ema", workers=1)
     assert result is not None
     assert result.protocol == {

@@ -93,10 +93,19 @@ def test_an_evaluation_is_the_same_on_any_number_of_ranks(on_ranks: OnRanks, dig
     assert len(digits.val) % 2 == 1
     (alone,) = on_ranks(1, "evaluation")
     for world in (2, 3):
-        for result in on_ranks(world, "evaluation"):
-            assert (result.top1, result.top5) == (alone.top1, alone.top5)
-            assert result.loss == pytest.approx(alone.loss, rel=1e-6)
-            assert result.protocol == alone.protocol
+        for results in on_ranks(world, "evaluation"):
+            assert len(results) == len(alone) == 2
+            for result, expected in zip(results, alone, strict=True):
+                assert (result.top1, result.top5) == (expected.top1, expected.top5)
+                assert result.loss == pytest.approx(expected.loss, rel=1e-6)
+                assert result.protocol == expected.protocol
+
+
+def test_all_ranks_begin_with_the_weights_that_the_first_made_of_the_data(on_ranks: OnRanks):
+    ((expected, _),) = on_ranks(1, "initialized")
+    for states in on_ranks(3, "initialized"):
+        for state in states:
+            assert all(torch.equal(state[key], value) for key, value in expected.items())
 
 
 def test_one_rank_that_is_asked_stops_the_evaluation_of_all(on_ranks: OnRanks):
@@ -119,6 +128,22 @@ def test_ranks_together_see_what_one_sees(on_ranks: OnRanks):
         assert sorted(len(share[0]) for share in shares) == [4, 4, 5]
         assert np.array_equal(np.concatenate([share[0] for share in shares]), ids)
         assert torch.equal(torch.cat([share[1] for share in shares]), images)
+
+
+def test_ranks_search_for_the_lr_together(on_ranks: OnRanks):
+    (alone,), together = on_ranks(1, "lr_search"), on_ranks(2, "lr_search")
+    for found in together:
+        assert found["losses"][:10] == pytest.approx(alone["losses"][:10], rel=1e-4)
+        assert found["losses"] == together[0]["losses"]
+        assert (found["peak"], found["why"]) == (together[0]["peak"], together[0]["why"])
+        assert found["untouched"]
+        assert found["stopped"] == (None, 3)  # one rank was asked to
+
+
+def test_one_rank_with_little_memory_cuts_the_batches_of_all(on_ranks: OnRanks):
+    for parts in on_ranks(2, "little_memory"):  # of 13 images a rank
+        assert parts[:2] == [8, 13]
+        assert "not even a batch of 26 in 13 micro-batches fits" in parts[2]
 
 
 @pytest.mark.slow

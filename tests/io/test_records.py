@@ -67,7 +67,7 @@ def table(run: RunDirectory) -> list[dict[str, str]]:
 
 
 def recorded(
-    run: RunDirectory, steps: Iterable[int], step: int = 0, evaluated: bool = False
+    run: RunDirectory, steps: Iterable[int], step: int | None = None, evaluated: bool = False
 ) -> None:
     """A process that goes on from the checkpoint of `step` and is gone after `steps`."""
     with closing(Records(run, step, evaluated=evaluated)) as records:
@@ -148,7 +148,7 @@ def test_the_csv_has_a_header_before_there_is_a_row(run):
 
 
 def test_a_value_that_is_missing_is_an_empty_cell(run):
-    records = Records(run, 0)
+    records = Records(run, None)
     records.add("val", 1, **val(phase='small, "odd"'))
     records.close()
     (line,) = table(run)
@@ -156,7 +156,7 @@ def test_a_value_that_is_missing_is_an_empty_cell(run):
 
 
 def test_everything_can_be_read_while_the_run_goes_on(run):
-    with closing(Records(run, 0)) as records:
+    with closing(Records(run, None)) as records:
         play(records, range(7))
         assert [e["step"] for e in read_events(run.events)] == [2, 4, 5, 6, 6]
         assert len(table(run)) == 1
@@ -172,7 +172,7 @@ def test_the_text_log_has_a_line_for_each_evaluation_and_note_in_their_order(run
 
 
 def test_a_training_loss_of_zero_is_shown(run):
-    records = Records(run, 0)
+    records = Records(run, None)
     records.add("train", 2, **train(loss=0.0))
     records.add("val", 2, **val())
     records.close()
@@ -180,7 +180,7 @@ def test_a_training_loss_of_zero_is_shown(run):
 
 
 def test_a_diverged_loss_is_recorded_and_survives_a_resume(run):
-    records = Records(run, 0)
+    records = Records(run, None)
     records.add("train", 2, **train(loss=float("nan")))
     records.add("val", 2, **val(loss=float("inf")))
     records.close()
@@ -189,7 +189,7 @@ def test_a_diverged_loss_is_recorded_and_survives_a_resume(run):
 
 
 def test_sync_puts_the_events_on_disk(run):
-    records = Records(run, 0)
+    records = Records(run, None)
     play(records, range(4))
     records.sync()
     records.close()
@@ -214,14 +214,14 @@ def test_what_was_recorded_after_the_checkpoint_is_cut_off(run, evaluated, left)
 
 
 def test_evaluations_are_at_hand_by_their_step(run):
-    with closing(Records(run, 0)) as records:
+    with closing(Records(run, None)) as records:
         play(records, range(13))
         assert {step: e["top1"] for step, e in records.evaluations.items()} == {6: 2.0, 12: 4.0}
 
 
 def test_a_new_run_begins_with_empty_records(run):
     recorded(run, range(20))
-    Records(run, 0).close()
+    Records(run, None).close()
     assert [event["kind"] for event in read_events(run.events)] == ["opened"]
     assert (table(run), run.text.read_text()) == ([], "")
 
@@ -273,7 +273,7 @@ def test_an_interrupted_run_leaves_the_records_of_one_that_never_was(kills):
 
 def test_wall_seconds_are_those_of_the_process_so_far(run, clock):
     clock.now = 1000.0
-    with closing(Records(run, 0)) as records:
+    with closing(Records(run, None)) as records:
         clock.now = 1012.5
         assert records.wall_seconds() == 12.5
         records.add("val", 1, **val())
@@ -282,7 +282,7 @@ def test_wall_seconds_are_those_of_the_process_so_far(run, clock):
 
 
 def test_wall_seconds_keep_counting_what_was_cut_off(run, clock):
-    records = Records(run, 0)
+    records = Records(run, None)
     for step in range(1, 11):
         clock.now = 10.0 * step
         records.add("train", step, **train())
@@ -296,7 +296,7 @@ def test_wall_seconds_keep_counting_what_was_cut_off(run, clock):
 
 
 def test_wall_seconds_survive_a_process_that_is_killed_before_it_records_anything(run, clock):
-    records = Records(run, 0)
+    records = Records(run, None)
     for step in range(1, 11):
         clock.now = 10.0 * step
         records.add("train", step, **train())

@@ -22,6 +22,9 @@ def evaluate(
     flip_average: Annotated[
         bool | None, typer.Option("--flip-average/--no-flip-average", help="Average with a mirror")
     ] = None,
+    translate_average: Annotated[
+        int | None, typer.Option(min=0, help="Average with the image so many pixels away")
+    ] = None,
     precision: Annotated[
         str | None, typer.Option(help="auto, fp32, bf16 or fp16 (default: as it was trained)")
     ] = None,
@@ -32,7 +35,12 @@ def evaluate(
     """Evaluate weights on the validation images of a dataset."""
     from pitstop.engine.run import run_evaluation
 
-    stated = {"resolution": resolution, "crop_ratio": crop_ratio, "flip_average": flip_average}
+    stated = {
+        "resolution": resolution,
+        "crop_ratio": crop_ratio,
+        "flip_average": flip_average,
+        "translate_average": translate_average,
+    }
     protocol = {key: value for key, value in stated.items() if value is not None}
     result = run_evaluation(
         weights,
@@ -46,6 +54,6 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(result, indent=2))
         return
-    shown = ", ".join(f"{key} {value}" for key, value in result["protocol"].items())
-    typer.echo(f"top1 {result['top1']:.2f}%  top5 {result['top5']:.2f}%  loss {result['loss']:.4f}")
-    typer.echo(shown)
+    for each in (result, *result["also"]):
+        typer.echo(f"top1 {each['top1']:.2f}%  top5 {each['top5']:.2f}%  loss {each['loss']:.4f}")
+        typer.echo(", ".join(f"{key} {value}" for key, value in each["protocol"].items()))

@@ -23,7 +23,13 @@ def train(
     ] = None,
     set_: Set = None,
     epochs: Annotated[float | None, typer.Option(help="Epochs of the whole run")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step, over all ranks")] = None,
+    batch_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            help="Images a step, over all ranks; auto: the recipe's, in micro-batches that fit",
+        ),
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="Peak lr; with --extend, that of it")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random")] = None,
     workers: Workers = None,
@@ -75,7 +81,7 @@ def train(
 
     stated: dict[str, Any] = {
         "epochs": epochs,
-        "batch_size": batch_size,
+        "batch_size": None if batch_size == "auto" else _images(batch_size),
         "lr": lr if extend is None else None,
         "seed": seed,
         "model.name": model,
@@ -114,7 +120,13 @@ def train(
     from pitstop.engine.resume import Wish
     from pitstop.engine.run import run_training
 
-    wish = Wish(loaded, rebase=rebase, extend_epochs=extend, extend_lr=lr)
+    wish = Wish(
+        loaded,
+        rebase=rebase,
+        extend_epochs=extend,
+        extend_lr=lr,
+        fit_memory=batch_size == "auto",
+    )
     out = out or Path("runs") / loaded.name.replace("/", "-")
     outcome = run_training(
         wish,
@@ -124,3 +136,11 @@ def train(
         rank_timeout=rank_timeout,
     )
     raise typer.Exit(outcome.exit_code)
+
+
+def _images(stated: str | None) -> int | None:
+    """Returns `--batch-size` as a number."""
+    try:
+        return None if stated is None else int(stated)
+    except ValueError:
+        raise InputError(f"--batch-size {stated}: give a number of images, or auto") from None

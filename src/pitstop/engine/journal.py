@@ -1,6 +1,8 @@
 """What a run says, writes and keeps: the part of training that only rank 0 does."""
 
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -10,7 +12,8 @@ from pitstop import __version__
 from pitstop.core.recipe import Recipe
 from pitstop.core.timeline import StepSettings
 from pitstop.data.packed import PackedDataset
-from pitstop.engine.evaluate import Evaluation
+from pitstop.engine.evaluate import Evaluation, described
+from pitstop.engine.lr_finder import Search, write_curve
 from pitstop.engine.meter import Reading
 from pitstop.engine.outcome import DIVERGED, INTERRUPTED, Outcome
 from pitstop.engine.resume import Course, changed_circumstance
@@ -36,7 +39,8 @@ class Journal:
         device, ranks: what it runs on.
         console: what is said goes there.
         step: where the run begins or goes on.
-        evaluated: whether the checkpoint of that step was saved after its evaluation.
+        resumes: whether it goes on from a checkpoint.
+        evaluated: whether that checkpoint was saved after its step's evaluation.
     """
 
     def __init__(
@@ -51,12 +55,14 @@ class Journal:
         console: Console,
         *,
         step: int,
+        resumes: bool,
         evaluated: bool,
     ) -> None:
         self.recipe, self.course, self.timeline = recipe, course, course.timeline
         self.data, self.run, self.checkpointer = data, run, checkpointer
         self.device, self.ranks = device, ranks
-        self.records = Records(run, step, evaluated=evaluated)
+        self.resumes = resumes
+        self.records = Records(run, step if resumes else None, evaluated=evaluated)
         self.progress = Progress(console, self.timeline, f"{recipe.name} in {run.path}")
         self.plotter = Plotter(run)
         self.reading: Reading | None = None
@@ -74,13 +80,13 @@ class Journal:
         """Shows a line."""
         self.progress.say(line)
 
-    def announce(self, step: int) -> None:
-        """Says and records how the run starts or goes on."""
+    def announce(self, step: int, notes: Sequence[str] = ()) -> None:
+        """Says and records how the run starts or goes on; `notes` are more lines of it."""
         last = self.timeline.last
-        lines = list(self.course.notes)
+        lines = [*self.course.notes, *notes]
         circumstance = self.device.circumstance() | {"ranks": self.ranks.world}
         circumstance |= {name: version(name) for name in ("timm", "numpy")}
-        if step > 0:
+        if self.resumes:
             lines.append(f"resuming at step {step} of {last}, epoch {self.epoch(step):.2f}")
             before = {"ranks": 1} | (self.run.read() or {}).get("circumstance", {})
             changed = changed_circumstance(before, circumstance)
@@ -90,16 +96,34 @@ class Journal:
             lines.append(f"{self.recipe.name}: {self.timeline.epochs:.4g} epochs of {images}")
         self.records.add("start", step, circumstance=circumstance, version=__version__)
         for line in lines:
-            self.say(line)
-            self.records.add("note", step, text=f"-- {line}")
+            self.note(line, step)
         self.run.write(
             version=__version__,
             recipe=self.recipe.model_dump(mode="json"),
-            identity={"dataset": self.data.digest, **self.timeline.recipe.identity()},
+            identity={"dataset": self.data.digest, **self.course.stated.identity()},
+            found_lr=self.course.found_lr,
             circumstance=circumstance,
             data={"packed": str(self.data.path), "source": self.recipe.data},
         )
         self.write_run_json("running", step)
+
+    def note(self, line: str, step: int) -> None:
+        """Says and records a line."""
+        self.say(line)
+        self.records.add("note", step, text=f"-- {line}")
+
+    def searched(self, search: Search) -> None:
+        """Records a search for the lr, and has its curve drawn."""
+        self.records.add("lr_find", 0, **search.as_record())
+        write_curve(self.run.lr_curve, search)
+        if (problem := self.plotter.update()) is not None:
+            self.say(problem)
+
+    def amended(self, course: Course, step: int) -> None:
+        """Follows a course that was amended at `step`, and says how: in its last note."""
+        self.course, self.timeline = course, course.timeline
+        self.note(course.notes[-1], step)
+        self.run.write(found_lr=course.found_lr)
 
     def trained(self, reading: Reading) -> None:
         """Records what was trained since the last time."""
@@ -137,6 +161,7 @@ class Journal:
             seconds=round(seconds, 4),
             memory_mb=self.device.memory_mb(),
             protocol=result.protocol,
+            **({"also": [_figures(each) for each in result.also]} if result.also else {}),
         )
         self.show(val_top1=result.top1)
         self.write_run_json("running", step)
@@ -216,6 +241,8 @@ class Journal:
     def closing_lines(self, outcome: Outcome, step: int) -> list[str]:
         """Returns the end of the text log: how it ended, the best and the last checkpoint, time."""
         lines = [f"{outcome.status} at step {step}, epoch {self.epoch(step):.2f}"]
+        for figures in self.records.evaluations.get(step, {}).get("also", ()):
+            lines.append(f"also top1 {figures['top1']:.2f} by {described(figures['protocol'])}")
         if outcome == DIVERGED:
             where = self.checkpointer.rejected or f"the loss before step {step}"
             lines.append(f"not finite: {where}; the checkpoints before it stand; lower lr")
@@ -248,7 +275,11 @@ class Silence:
 
     def say(self, line: str) -> None: ...
 
-    def announce(self, step: int) -> None: ...
+    def announce(self, step: int, notes: Sequence[str] = ()) -> None: ...
+
+    def searched(self, search: Search) -> None: ...
+
+    def amended(self, course: Course, step: int) -> None: ...
 
     def trained(self, reading: Reading) -> None: ...
 
@@ -283,4 +314,12 @@ def _metrics(val: Event | None) -> dict[str, Any] | None:
     """Returns an evaluation with its protocol, as run.json has it."""
     if val is None:
         return None
-    return {key: val[key] for key in ("top1", "top5", "loss", "epoch", "step", "protocol")}
+    keys = ("top1", "top5", "loss", "epoch", "step", "protocol", "also")
+    return {key: val[key] for key in keys if key in val}
+
+
+def _figures(result: Evaluation) -> dict[str, Any]:
+    """Returns an evaluation by one more protocol, as events have it."""
+    figures = asdict(result)
+    del figures["also"]
+    return figures

@@ -17,6 +17,7 @@ from pitstop.core.recipe import Recipe, parse_recipe
 from pitstop.core.timeline import (
     Amendment,
     Extend,
+    FoundLr,
     Rebase,
     Timeline,
     dump_amendments,
@@ -38,6 +39,8 @@ class Wish:
     rebase: bool = False
     extend_epochs: float | None = None
     extend_lr: float | None = None
+    fit_memory: bool = False
+    """Look for micro-batches that fit into the memory on other devices than GPUs too."""
 
     def in_common(self) -> dict[str, Any]:
         """Returns what must be the same on all ranks, by name."""
@@ -47,6 +50,7 @@ class Wish:
             "target_accuracy": self.recipe.target_accuracy,
             "--rebase": self.rebase,
             "--extend": [self.extend_epochs, self.extend_lr],
+            "--batch-size auto": self.fit_memory,
             "version of pitstop": __version__,
             "version of torch": version("torch"),
         }
@@ -63,7 +67,34 @@ class Course:
 
     @cached_property
     def timeline(self) -> Timeline:
-        return Timeline(self.recipe, self.amendments, num_samples=self.num_samples)
+        """As long as the lr is open, that of the declared fallback."""
+        recipe = self.recipe
+        if self.lr_is_open:
+            assert recipe.lr_finder is not None
+            recipe = recipe.with_lr(recipe.lr_finder.fallback)
+        return Timeline(recipe, self.amendments, num_samples=self.num_samples)
+
+    @property
+    def lr_is_open(self) -> bool:
+        """Whether the recipe says `lr: auto`, and nothing has been found yet."""
+        return self.recipe.has_auto_lr() and self.found_lr is None
+
+    @property
+    def found_lr(self) -> float | None:
+        """What `lr: auto` stands for in this run, None where nothing has been searched for."""
+        changes = (amendment.change for amendment in self.amendments)
+        return next((change.lr for change in changes if isinstance(change, FoundLr)), None)
+
+    @property
+    def stated(self) -> Recipe:
+        """The recipe as it was last stated: `lr: auto` is that, whatever was found."""
+        changes = [amendment.change for amendment in self.amendments]
+        rebases = [change.recipe for change in changes if isinstance(change, Rebase)]
+        return rebases[-1] if rebases else self.recipe
+
+    def amended(self, amendment: Amendment, note: str) -> "Course":
+        """Returns the course with one more amendment, and what to say of it."""
+        return replace(self, amendments=(*self.amendments, amendment), notes=(*self.notes, note))
 
     def saved(self, digest: str) -> dict[str, Any]:
         """Returns the part of a checkpoint that `set_course` reads."""
@@ -146,7 +177,7 @@ def set_course(
 
 def _with_recipe(course: Course, wish: Wish, step: int) -> Course:
     """Returns the course with the wished recipe from `step` on, if it differs and may."""
-    keys, changes = _differences(course.timeline.recipe.identity(), wish.recipe.identity())
+    keys, changes = _differences(course.stated.identity(), wish.recipe.identity())
     if not keys:
         return course
     if not wish.rebase:
@@ -157,14 +188,22 @@ def _with_recipe(course: Course, wish: Wish, step: int) -> Course:
     fixed = [key for key in keys if _decides_what_is_saved(key)]
     if fixed:
         raise InputError(f"--rebase cannot change {', '.join(fixed)}: give another --out")
-    rebased = _amended(course, Amendment(step=step, change=Rebase(recipe=wish.recipe)))
-    ends = f"step {course.timeline.last} to {rebased.timeline.last}"
+    amendment = Amendment(step=step, change=Rebase(recipe=wish.recipe))
+    before, after = course.timeline, course.amended(amendment, "").timeline
+    ends = f"step {before.last} to {after.last}"
     note = f"rebased at step {step}: {changes}; the end moves from {ends}"
-    return replace(rebased, notes=(*course.notes, note))
+    return course.amended(amendment, note)
 
 
 def _decides_what_is_saved(key: str) -> bool:
-    return key in ("optimizer.name", "ema") or key.startswith("model.")
+    """Tells whether a field decides which tensors a checkpoint holds, or in which order.
+
+    Where the weights came from, and the bias that the classifier began with, is past.
+    """
+    if key in ("model.weights", "model.prior_bias"):
+        return False
+    groups = ("optimizer.layer_decay", "optimizer.lr_scales")
+    return key in ("optimizer.name", "ema") or key.startswith(("model.", *groups))
 
 
 def _extended(course: Course, wish: Wish, step: int, ended: bool) -> Course:
@@ -173,19 +212,16 @@ def _extended(course: Course, wish: Wish, step: int, ended: bool) -> Course:
     before = course.timeline
     lr = wish.extend_lr or 0.1 * before.recipe.phases[-1].peak_lr()
     change = Extend(epochs=wish.extend_epochs, lr=lr)
-    if not ended and course.amendments and course.amendments[-1].change == change:
+    wished = [a.change for a in course.amendments if isinstance(a.change, Extend | Rebase)]
+    if not ended and wished and wished[-1] == change:
         return course
-    extended = _amended(course, Amendment(step=step, change=change))
-    after = extended.timeline
+    amendment = Amendment(step=step, change=change)
+    after = course.amended(amendment, "").timeline
     note = (
         f"extended by {wish.extend_epochs:g} epochs from lr {lr:g}: the end moves from epoch "
         f"{before.epochs:.2f} (step {before.last}) to {after.epochs:.2f} (step {after.last})"
     )
-    return replace(extended, notes=(*course.notes, note))
-
-
-def _amended(course: Course, amendment: Amendment) -> Course:
-    return replace(course, amendments=(*course.amendments, amendment))
+    return course.amended(amendment, note)
 
 
 def changed_circumstance(before: dict[str, Any], now: dict[str, Any]) -> str | None:

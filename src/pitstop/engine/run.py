@@ -14,15 +14,16 @@ from torch import nn
 
 from pitstop.core.errors import InputError
 from pitstop.core.machine import cores, cores_a_rank
-from pitstop.core.recipe import Recipe, parse_recipe
+from pitstop.core.recipe import LrFinder, Recipe, parse_recipe
 from pitstop.data.open import open_dataset
 from pitstop.data.pack import PackingStoppedError
 from pitstop.data.packed import PackedDataset
 from pitstop.data.resolve import DIGITS
-from pitstop.engine.evaluate import evaluate
+from pitstop.engine.evaluate import evaluate, protocols, side
+from pitstop.engine.lr_finder import Search
 from pitstop.engine.outcome import INTERRUPTED, Outcome
 from pitstop.engine.resume import Wish
-from pitstop.engine.train import check, train
+from pitstop.engine.train import check, search_lr, train
 from pitstop.io.run_directory import RunDirectory
 from pitstop.nn import models
 from pitstop.runtime.checkpoint import copy_checkpoint
@@ -119,6 +120,23 @@ def _device(recipe: Recipe, local_rank: int = 0) -> Device:
     )
 
 
+def run_lr_search(recipe: Recipe, spec: LrFinder) -> Search:
+    """Searches for a learning rate on this process's device; nothing is written.
+
+    Args:
+        recipe: names its data.
+        spec: how to search.
+
+    Raises:
+        InputError: naming the file, key or option, and the fix.
+    """
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    workers = cores() if recipe.workers == "auto" else recipe.workers
+    device = _device(recipe)
+    data = _open(str(recipe.data), workers, console)
+    return search_lr(recipe, spec, data, device, workers=workers)
+
+
 def run_evaluation(
     weights: Path,
     data: str | None,
@@ -140,7 +158,8 @@ def run_evaluation(
         device: as in a recipe.
 
     Returns:
-        loss, top1, top5 (percent) and the protocol.
+        loss, top1, top5 (percent) and the protocol; `also`, the same by the recipe's `eval.also`,
+        but where `protocol` says otherwise.
     """
     run = RunDirectory(weights)
     if not weights.exists():
@@ -175,6 +194,7 @@ def run_evaluation(
         Ranks(),
         weights=weights.name,
         workers=workers,
+        also=lambda top1: not protocol,
     )
     assert result is not None
     return asdict(result)
@@ -200,7 +220,7 @@ def load_model(
     recipe = parse_recipe({**metadata, **circumstance, "epochs": 1}, str(path))
     model = models.build(recipe.model, len(classes), seed=0)
     model.load_state_dict(tensors)
-    models.check_resolutions(model, recipe.model.name, [recipe.eval_resolution()])
+    models.check_resolutions(model, recipe.model.name, map(side, protocols(recipe)))
     return model, recipe, classes
 
 

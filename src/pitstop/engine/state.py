@@ -1,5 +1,6 @@
 """What training changes, and nothing else does."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,9 @@ from torch import nn
 
 from pitstop.core.errors import InputError
 from pitstop.core.recipe import Recipe
-from pitstop.nn import ema, models, optimizers
+from pitstop.nn import ema, models, optimizers, weights
 from pitstop.runtime.devices import Device
+from pitstop.runtime.ranks import Ranks
 
 
 @dataclass
@@ -29,8 +31,11 @@ class TrainState:
     ) -> "TrainState":
         """Returns the state before the first step; it follows from the recipe alone.
 
+        Without the weights that the recipe may name: `load_weights` puts them in.
+
         Raises:
-            InputError: `sync_bn` is asked for where torch cannot do it.
+            InputError: `sync_bn` is asked for where torch cannot do it, or the optimizer's groups
+                do not fit the model.
         """
         model = models.build(recipe.model, num_classes, recipe.seed)
         if recipe.sync_bn and world > 1:
@@ -65,3 +70,29 @@ class TrainState:
     def evaluated_model(self) -> nn.Module:
         """Returns the model that counts: the average where there is one."""
         return self.ema or self.model
+
+
+def load_weights(
+    state: TrainState, recipe: Recipe, classes: Sequence[str], ranks: Ranks
+) -> tuple[str, ...]:
+    """Puts the weights that a recipe names into the state of a run that begins, and its average.
+
+    All ranks call this: rank 0 reads them.
+
+    Args:
+        classes: the names of those to be trained.
+
+    Returns:
+        What to say of them: nothing where the recipe names none.
+
+    Raises:
+        InputError: they cannot be read, or are of another model.
+    """
+    if recipe.model.weights is None:
+        return ()
+    data = ranks.from_main(weights.read(recipe.model) if ranks.main else None)
+    found = weights.parse(data, recipe.model.weights)
+    note = weights.load(state.model, found, classes)
+    if state.ema is not None:
+        state.ema.load_state_dict(state.model.state_dict())
+    return (note,)

@@ -1,21 +1,24 @@
 """One step of training."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from timm.utils.agc import adaptive_clip_grad
 from torch import nn
 
 from pitstop.core.errors import InputError
 from pitstop.core.order import rank_slice
-from pitstop.core.recipe import Recipe
+from pitstop.core.recipe import Phase, Recipe
 from pitstop.core.rng import Stream, seed_for
 from pitstop.core.timeline import Segment, StepSettings, Timeline
 from pitstop.data.load import Batch
 from pitstop.engine.state import TrainState
-from pitstop.nn import augment, ema, erasing, losses, mixing
+from pitstop.nn import augment, ema, erasing, losses, mixing, translate
 from pitstop.nn.freezing import freeze
-from pitstop.nn.optimizers import set_lr_and_momentum
+from pitstop.nn.models import classifier
+from pitstop.nn.optimizers import forget, set_lr_and_momentum
 from pitstop.runtime.devices import WITH_GRAPHS, Device
 from pitstop.runtime.ranks import Ranks, is_of_a_lost_rank
 
@@ -32,7 +35,10 @@ class Stage:
         self.num_classes = num_classes
         self.normalize = Normalizer(segment.recipe, device.torch_device)
         self.noise = _noise(segment, device.torch_device)
-        freeze(state.model, segment.phase.freeze)
+        freeze(state.model, segment.phase.freeze, segment.phase.frozen_batch_norm)
+        head = {p for layer in classifier(state.model) for p in layer.parameters()}
+        self.adaptively_clipped = [p for p in state.model.parameters() if p not in head]
+        """All but the classifier's, as in the paper of adaptive gradient clipping."""
         self.model = ranks.parallel(state.model)
 
     def warm_up(self) -> str | None:
@@ -62,7 +68,6 @@ class Stage:
 
     def _throw_away_passes(self) -> None:
         """A forward and a backward pass of each micro-batch's shape; all that they change goes."""
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         side = self.segment.resolution
         share = rank_slice(self.segment.batch_size, self.ranks.rank, self.ranks.world)
         parts = torch.empty(share.stop - share.start).tensor_split(
@@ -70,17 +75,30 @@ class Stage:
         )
         # as many on each rank, whether its parts differ or not: some layers wait for the others
         shapes = [len(part) for part in {0: parts[0], len(parts) - 1: parts[-1]}.values()]
-        try:
+        with self.leaving_no_trace():
             for i, size in enumerate(shapes):
                 images = torch.zeros(size, 3, side, side, device=self.device.torch_device)
-                with self.gradients(shared=i == len(shapes) - 1):
-                    with self.device.autocast():
-                        logits = self.model(images.to(memory_format=torch.channels_last))
-                    logits.float().sum().backward()
-        finally:
-            self.model.zero_grad(set_to_none=True)
-            for buffer, before in buffers:
-                buffer.copy_(before)
+                self.try_pass(images, shared=i == len(shapes) - 1)
+
+    @contextmanager
+    def leaving_no_trace(self) -> Generator[None]:
+        """Drops gradients that come about; gives buffers and random numbers back as they were."""
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        device = self.device.torch_device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            try:
+                yield
+            finally:
+                self.model.zero_grad(set_to_none=True)
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+
+    def try_pass(self, images: torch.Tensor, *, shared: bool) -> None:
+        """Makes a forward and a backward pass of images float32 [B, 3, R, R], to no end."""
+        with self.gradients(shared=shared):
+            with self.device.autocast():
+                logits = self.model(images.to(memory_format=torch.channels_last))
+            logits.float().sum().backward()
 
     def gradients(self, *, shared: bool) -> AbstractContextManager[Any]:
         """Returns the context of a forward and backward pass: with or without the other ranks."""
@@ -141,7 +159,9 @@ def train_step(
     """
     phase, recipe, ranks = stage.segment.phase, stage.segment.recipe, stage.ranks
     images, targets = prepare(stage, batch, settings)
-    set_lr_and_momentum(state.optimizer, settings.lr, settings.momentum)
+    if settings.begins_phase:
+        forget(state.optimizer, _to_forget(phase, state.model))
+    set_lr_and_momentum(state.optimizer, settings.lr, settings.momentum, phase.peak_lr())
     metrics = torch.zeros(3, device=stage.device.torch_device)
     parts = phase.grad_accum_steps
     micro_batches = zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True)
@@ -154,22 +174,50 @@ def train_step(
             # the ranks' gradients are averaged: so each counts by the images that it has
             state.scaler.scale(loss * ranks.world / phase.batch_size).backward()
         metrics += torch.stack((loss.detach(), *losses.correct(logits.detach(), y)))
-    if recipe.clip_grad_norm is not None:
-        state.scaler.unscale_(state.optimizer)
-        nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_grad_norm)
+    _clip(stage, state)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    if state.ema is not None:
-        ema.update(state.ema, state.model, settings.ema_decay)
+    _average(recipe, state, settings)
     state.step = settings.step + 1
     return metrics
+
+
+def _to_forget(phase: Phase, model: nn.Module) -> list[nn.Parameter]:
+    """Returns the parameters that begin a phase without what the optimizer remembers of them."""
+    match phase.optimizer_state:
+        case "keep":
+            return []
+        case "reset":
+            return [*model.parameters()]
+        case "reset_frozen":
+            return [p for p in model.parameters() if not p.requires_grad]
+
+
+def _clip(stage: Stage, state: TrainState) -> None:
+    recipe = stage.segment.recipe
+    if recipe.clip_grad_norm is None and recipe.agc is None:
+        return
+    state.scaler.unscale_(state.optimizer)
+    if recipe.clip_grad_norm is not None:
+        nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_grad_norm)
+    if recipe.agc is not None:
+        adaptive_clip_grad(stage.adaptively_clipped, recipe.agc)
+
+
+def _average(recipe: Recipe, state: TrainState, settings: StepSettings) -> None:
+    """Moves the average on, after each `every`-th step."""
+    if state.ema is None or recipe.ema is None or (settings.step + 1) % recipe.ema.every:
+        return
+    ema.update(state.ema, state.model, settings.ema_decay)
+    if recipe.ema.lookahead:
+        ema.look_ahead(state.ema, state.model)
 
 
 def prepare(
     stage: Stage, batch: Batch, settings: StepSettings
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the batch augmented, normalised, erased and mixed, in this order.
+    """Returns the batch moved, augmented, normalised, erased and mixed, in this order.
 
     On a CPU, augmentation overwrites the batch's images.
 
@@ -178,6 +226,8 @@ def prepare(
         float32 [B, C] where the batch is mixed.
     """
     images = batch.images
+    if (shifts := translate.draw(settings, batch.share)) is not None:
+        images = translate.translate(images, shifts)
     if (operations := augment.draw(settings, batch.share)) is not None:
         images = augment.augment(images, operations)
     images = stage.normalize(images)

@@ -5,16 +5,19 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
-from pitstop.core.recipe import Recipe
-from pitstop.core.timeline import Segment, Timeline
+from pitstop.core.recipe import LrFinder, Recipe
+from pitstop.core.timeline import Amendment, FoundLr, MicroBatch, Timeline
 from pitstop.data.load import Batch, Loader
 from pitstop.data.packed import PackedDataset
-from pitstop.engine.evaluate import Evaluation, evaluate
+from pitstop.engine.evaluate import Evaluation, evaluate, protocols, side
+from pitstop.engine.initialize import initialize
 from pitstop.engine.journal import Journal, Silence
+from pitstop.engine.lr_finder import Search, search
 from pitstop.engine.meter import Meter
+from pitstop.engine.micro_batch import fitting_parts
 from pitstop.engine.outcome import DIVERGED, FINISHED, INTERRUPTED, OUTCOMES, TARGET_MET, Outcome
 from pitstop.engine.resume import Course, Wish, check_in_common, restore, set_course
-from pitstop.engine.state import TrainState
+from pitstop.engine.state import TrainState, load_weights
 from pitstop.engine.step import Stage, check_shares, train_step
 from pitstop.io.run_directory import RunDirectory
 from pitstop.nn.freezing import freeze
@@ -73,14 +76,18 @@ def train(
             if ranks.main:
                 console.print(f"{run.path}: this run has ended: {ended.status}; --extend N goes on")
             return ended
-        state = TrainState.initial(course.recipe, len(data.classes), device, ranks.world)
+        state = TrainState.initial(course.timeline.recipe, len(data.classes), device, ranks.world)
         check_model(state, course.timeline)
         check_shares(course.timeline, device, ranks)
         top1 = None
+        notes: tuple[str, ...] = ()
         if restored is not None:
             state.load(restored[1])
             top1 = restored[0].top1
-        restored = None  # as large as the state
+        else:
+            notes = load_weights(state, wish.recipe, data.classes, ranks)
+            initialize(state, data.train, course.timeline, device, ranks, workers=workers)
+        resumes, restored = restored is not None, None  # it is as large as the state
         journal = Silence()
         if ranks.main:
             journal = Journal(
@@ -93,12 +100,13 @@ def train(
                 ranks,
                 console,
                 step=state.step,
+                resumes=resumes,
                 evaluated=top1 is not None,
             )
         with journal:
-            journal.announce(state.step)
+            journal.announce(state.step, notes)
             training = Training(
-                wish.recipe, course, data, state, device, ranks, journal, workers, preemption, top1
+                wish, course, data, state, device, ranks, journal, workers, preemption, top1
             )
             return training.finish(training.loop())
     finally:
@@ -111,13 +119,14 @@ def check(wish: Wish, data: PackedDataset, device: Device, ranks: Ranks) -> None
     state = TrainState.initial(wish.recipe, len(data.classes), device, ranks.world)
     check_model(state, course.timeline)
     check_shares(course.timeline, device, ranks)
+    load_weights(state, wish.recipe, data.classes, Ranks())
 
 
 def check_model(state: TrainState, timeline: Timeline) -> None:
     """Raises InputError for what a recipe asks that the model cannot give."""
     for segment in timeline.segments:
         freeze(state.model, segment.phase.freeze)
-    sides = {timeline.recipe.eval_resolution()}
+    sides = {side(spec) for spec in protocols(timeline.recipe)}
     sides |= {segment.resolution for segment in timeline.segments}
     check_resolutions(state.model, timeline.recipe.model.name, sides)
 
@@ -136,12 +145,35 @@ def _has_ended(
     return TARGET_MET if status == TARGET_MET.status and met else None
 
 
+def search_lr(
+    recipe: Recipe, spec: LrFinder, data: PackedDataset, device: Device, *, workers: int
+) -> Search:
+    """Searches for the lr as a new run of the recipe would, and leaves nothing behind.
+
+    Raises:
+        InputError: the recipe does not fit the data.
+    """
+    ranks = Ranks()
+    course = Course(recipe, (), len(data.train))
+    state = TrainState.initial(course.timeline.recipe, len(data.classes), device)
+    check_model(state, course.timeline)
+    check_shares(course.timeline, device, ranks)
+    load_weights(state, recipe, data.classes, ranks)
+    initialize(state, data.train, course.timeline, device, ranks, workers=workers)
+    training = Training(
+        Wish(recipe), course, data, state, device, ranks, Silence(), workers, Preemption()
+    )
+    found = training.search_lr(spec)
+    assert found is not None
+    return found
+
+
 class Training:
     """A run in progress, on one of its ranks: all go through the same steps."""
 
     def __init__(
         self,
-        recipe: Recipe,
+        wish: Wish,
         course: Course,
         data: PackedDataset,
         state: TrainState,
@@ -152,17 +184,20 @@ class Training:
         preemption: Preemption,
         top1: float | None = None,
     ) -> None:
-        self.recipe, self.course, self.timeline = recipe, course, course.timeline
+        self.wish, self.recipe = wish, wish.recipe
+        self.course, self.timeline = course, course.timeline
         self.data, self.state, self.device, self.ranks = data, state, device, ranks
         self.journal, self.workers, self.preemption = journal, workers, preemption
         self.saved_step = state.step
         self.evaluated = None if top1 is None else (state.step, top1)
         """The last evaluation's step and top-1."""
         self.meter = Meter(ranks)
-        self.saves = SaveSchedule(recipe.checkpoint, self.timeline)
+        self.saves = SaveSchedule(wish.recipe.checkpoint, self.timeline)
 
     def loop(self) -> Outcome:
         """Trains until the end, or until something ends it before."""
+        if self.course.lr_is_open and not self.find_lr():
+            return INTERRUPTED
         if self.course.notes:
             self.save()  # an amendment is durable before what follows from it
         self.meter.resume()
@@ -177,15 +212,74 @@ class Training:
             pin_memory=self.device.pin_memory,
         ) as loader:
             batches = self.device.prefetch(loader)
-            for segment in self.timeline.segments_from(self.state.step):
-                if (outcome := self.train_segment(segment, batches)) is not None:
+            while self.state.step < self.timeline.last:
+                if (outcome := self.train_segment(batches)) is not None:
                     return outcome
         return self.between_steps() or FINISHED
 
-    def train_segment(self, segment: Segment, batches: Iterator[Batch]) -> Outcome | None:
-        """Trains through a segment; says how the run ends if it ends there."""
+    def find_lr(self) -> bool:
+        """Finds what `lr: auto` stands for in this run; False when it was interrupted."""
+        spec = self.course.stated.lr_finder
+        assert spec is not None
+        self.journal.say(f"lr: auto: trying {spec.start_lr:g} to {spec.end_lr:g}")
+        if (found := self.search_lr(spec)) is None:
+            return False
+        self.journal.searched(found)
+        self.amend(FoundLr(lr=found.peak), found.explained())
+        return True
+
+    def search_lr(self, spec: LrFinder) -> Search | None:
+        """Returns what trying learning rates shows; None when it was interrupted."""
+        self.fit_memory()
+        return search(
+            spec,
+            self.timeline,
+            self.data,
+            self.state,
+            self.device,
+            self.ranks,
+            workers=self.workers,
+            should_stop=lambda: self.preemption.requested,
+        )
+
+    def fit_memory(self) -> bool:
+        """Cuts the batches to come into more micro-batches where they do not fit the memory.
+
+        Returns:
+            Whether that was so.
+        """
+        if not self.wish.fit_memory and self.device.torch_device.type != "cuda":
+            return False
+        segment = self.timeline.segment_at(self.state.step)
+        phase = segment.phase
+        parts = fitting_parts(segment, self.state, self.device, self.ranks, len(self.data.classes))
+        if parts == phase.grad_accum_steps:
+            return False
+        self.amend(
+            MicroBatch(grad_accum_steps=parts),
+            f"{phase.name} at {segment.resolution} px does not fit the memory: grad_accum_steps "
+            f"{phase.grad_accum_steps} -> {parts}; batch_size stays {phase.batch_size}",
+        )
+        check_shares(self.timeline, self.device, self.ranks)
+        return True
+
+    def amend(self, change: FoundLr | MicroBatch, note: str) -> None:
+        """Changes the course from here on. Whoever calls this sees to it that it is saved."""
+        self.course = self.course.amended(Amendment(step=self.state.step, change=change), note)
+        self.timeline = self.course.timeline
+        self.journal.amended(self.course, self.state.step)
+
+    def train_segment(self, batches: Iterator[Batch]) -> Outcome | None:
+        """Trains through the segment that comes next; says how the run ends if it ends there."""
         state, ranks = self.state, self.ranks
+        segment = self.timeline.segment_at(state.step)
         ranks.begin(f"preparing {segment.phase.name} at {segment.resolution} px")
+        if self.fit_memory():
+            segment = self.timeline.segment_at(state.step)
+            if not self.flush():
+                return DIVERGED
+            self.save()  # an amendment is durable before what follows from it
+            self.meter.resume()
         stage = Stage(segment, state, self.device, ranks, len(self.data.classes))
         if (problem := stage.warm_up()) is not None:
             self.journal.say(problem)
@@ -248,10 +342,14 @@ class Training:
 
     def target_met(self) -> Outcome | None:
         """Says that the run ends when the evaluation here reaches the target accuracy."""
-        target = self.recipe.target_accuracy
-        if target is None or self.evaluated is None or not self.is_evaluated():
+        if self.evaluated is None or not self.is_evaluated():
             return None
-        return TARGET_MET if self.evaluated[1] >= target else None
+        return TARGET_MET if self.meets_target(self.evaluated[1]) else None
+
+    def meets_target(self, top1: float) -> bool:
+        """Tells whether an evaluation ends the run."""
+        target = self.recipe.target_accuracy
+        return target is not None and top1 >= target
 
     def evaluate(self) -> Evaluation | None:
         """Evaluates and records the state; None when it was interrupted."""
@@ -266,6 +364,7 @@ class Training:
             weights="raw" if self.state.ema is None else "ema",
             workers=self.workers,
             should_stop=lambda: self.preemption.requested,
+            also=lambda top1: step == self.timeline.last or self.meets_target(top1),
         )
         if result is None:
             return None

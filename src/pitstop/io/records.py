@@ -102,20 +102,22 @@ class Records:
 
     Args:
         run: where.
-        step: the step of the checkpoint that the run goes on from; 0 for a new run. What was
+        step: the step of the checkpoint that the run goes on from; None for a new run. What was
             recorded after it is cut off.
         evaluated: whether that checkpoint was saved after its step's evaluation. If not, an
             evaluation recorded at the step is cut off too: it is done again.
     """
 
-    def __init__(self, run: RunDirectory, step: int, *, evaluated: bool = True) -> None:
+    def __init__(self, run: RunDirectory, step: int | None, *, evaluated: bool = True) -> None:
         before = read_events(run.events)
         self._wall_before = max((e["wall_seconds"] for e in before), default=0.0)
         self._started = time.monotonic()
-        end = {"val": step + evaluated}
-        kept = [e for e in before if step > 0 and e["step"] < end.get(e["kind"], step + 1)]
+        kept: list[Event] = []
+        if step is not None:
+            end = {"val": step + evaluated}
+            kept = [e for e in before if e["step"] < end.get(e["kind"], step + 1)]
         if before:  # what is cut off has taken its time all the same
-            kept.append({"kind": "opened", "step": step, "wall_seconds": self._wall_before})
+            kept.append({"kind": "opened", "step": step or 0, "wall_seconds": self._wall_before})
         self._run = run
         self._unrowed: list[Event] = []
         self.evaluations: dict[int, Event] = {}

@@ -8,6 +8,8 @@ checkpoints/         *.pt, each with a *.json manifest, without which it does no
 best.safetensors     weights (the EMA's when there is one)
 last.safetensors
 plots/*.png
+lr_find.csv          with `lr: auto`: the curve that the lr was found on
+lr_find.png
 """
 
 import shutil
@@ -44,6 +46,14 @@ class RunDirectory:
     @property
     def text(self) -> Path:
         return self.path / "training_log.txt"
+
+    @property
+    def lr_curve(self) -> Path:
+        return self.path / "lr_find.csv"
+
+    @property
+    def lr_picture(self) -> Path:
+        return self.path / "lr_find.png"
 
     @property
     def checkpoints(self) -> Path:

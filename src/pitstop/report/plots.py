@@ -23,33 +23,25 @@ from numpy.typing import NDArray
 from pitstop.io.records import Event, read_events
 from pitstop.io.run_directory import RunDirectory
 from pitstop.io.storage import atomic_write
+from pitstop.report import lr_curve
+from pitstop.report.style import (
+    BLUE,
+    DPI,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PURPLE,
+    RED,
+    SINGLE,
+    SKY,
+    STYLE,
+)
 
-DPI = 150
-SINGLE = (8.0, 4.5)
-"""Inches, width and height."""
 OVERVIEW = (13.0, 7.4)
 FINEST = 240
 """Points of a training curve: more is noise rather than detail."""
 
-BLUE, ORANGE, RED, GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"
-PURPLE, SKY, INK, GREY = "#AA4499", "#56B4E9", "#222222", "#777777"
-STYLE: dict[Any, Any] = {
-    "font.size": 9.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.xmargin": 0.0,
-    "grid.color": "#DDDDDD",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-}
 XAxis = Literal["epoch", "minutes"]
 X_LABELS: dict[XAxis, str] = {"epoch": "epoch", "minutes": "wall time [min]"}
 Array = NDArray[np.float64]
@@ -299,14 +291,17 @@ DASHBOARD = ("accuracy_epochs", "accuracy_minutes", "loss_epochs", "lr", "moment
 
 
 def draw(run: RunDirectory) -> list[Path]:
-    """Draws `run.plots/*.png` from the run's records and returns what it wrote.
+    """Draws `run.plots/*.png`, and the search for the lr, from the run's records.
 
     Before the first record there is nothing to draw, and nothing is written.
+
+    Returns:
+        What it wrote.
     """
+    written = lr_curve.draw_new(run)
     history = read_history(run)
     if not (len(history.settings.epoch) or len(history.val.epoch)):
-        return []
-    written: list[Path] = []
+        return written
     with matplotlib.rc_context(STYLE):
         for name, figure in _figures(history):
             path = run.plots / f"{name}.png"

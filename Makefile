@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-slow check bench clean
+.PHONY: demo test test-slow check bench proofs clean
 
 demo: $(READY)            ## train the demo recipe on handwritten digits: about a minute
 	$(BIN)/pitstop train demo
@@ -33,6 +33,16 @@ bench: $(READY)           ## the benchmarks; nothing else should be running
 	$(BIN)/python benchmarks/pack.py
 	$(BIN)/python benchmarks/stage.py
 	$(BIN)/python benchmarks/augment.py
+
+proofs: $(READY)          ## what docs/results.md shows: hours; give TIMM_TRAIN=path/to/timm/train.py
+	for seed in 0 1 2; do $(BIN)/python benchmarks/airbench.py --seeds $$seed || exit; \
+	    $(BIN)/pitstop train cifar --data ../shared/data/cifar10.tar.gz --seed $$seed \
+	    --out runs/cifar-$$seed || exit; done
+	$(BIN)/python benchmarks/against_timm.py --timm-train "$(TIMM_TRAIN)"
+	$(BIN)/pitstop ablate benchmarks/recipes/ablation.yaml --data ../shared/data/cifar10.tar.gz \
+	    --seeds 3 --drop progressive_resizing --drop ema --drop blurpool --drop label_smoothing \
+	    --drop mixup --drop alternating_flip --drop no_decay_on_norms --drop freezing
+	$(BIN)/python benchmarks/finetuning.py
 
 clean:                    ## remove what make made (runs/ stays)
 	rm -rf .venv build dist src/*.egg-info

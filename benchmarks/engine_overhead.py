@@ -50,7 +50,7 @@ from pitstop.data.load import Batch
 from pitstop.data.packed import PackedDataset, PackedSplit
 from pitstop.engine import train as engine
 from pitstop.engine.journal import Journal
-from pitstop.engine.resume import Course
+from pitstop.engine.resume import Course, Wish
 from pitstop.engine.state import TrainState
 from pitstop.io.records import read_events
 from pitstop.io.run_directory import RunDirectory
@@ -185,9 +185,21 @@ def training_in(directory: Path, recipe: Recipe) -> engine.Training:
     state = TrainState.initial(recipe, CLASSES, device)
     console = Console(file=io.StringIO())
     journal = Journal(
-        recipe, course, data, run, checkpointer, device, ranks, console, step=0, evaluated=False
+        recipe,
+        course,
+        data,
+        run,
+        checkpointer,
+        device,
+        ranks,
+        console,
+        step=0,
+        resumes=False,
+        evaluated=False,
     )
-    return engine.Training(recipe, course, data, state, device, ranks, journal, 1, Preemption())
+    return engine.Training(
+        Wish(recipe), course, data, state, device, ranks, journal, 1, Preemption()
+    )
 
 
 @dataclass

@@ -41,7 +41,7 @@ from pitstop.data.packed import PackedDataset
 from pitstop.engine import step, train
 from pitstop.engine.journal import Journal
 from pitstop.engine.outcome import INTERRUPTED
-from pitstop.engine.resume import Course
+from pitstop.engine.resume import Course, Wish
 from pitstop.engine.state import TrainState
 from pitstop.io.run_directory import RunDirectory
 from pitstop.nn import models
@@ -175,10 +175,11 @@ class Bench:
             ranks,
             console,
             step=0,
+            resumes=False,
             evaluated=False,
         )
         return train.Training(
-            recipe,
+            Wish(recipe),
             course,
             self.data,
             state,

@@ -15,7 +15,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from pitstop.cli import app
 from pitstop.core import recipe, schedule
-from pitstop.core.recipe import Recipe, load_recipe
+from pitstop.core.recipe import Recipe, bundled_recipes, load_recipe
 from pitstop.core.timeline import Timeline
 from pitstop.io.records import Row
 
@@ -54,7 +54,9 @@ SECTIONS: dict[str, tuple[type[BaseModel], type[BaseModel]]] = {
     "`adamw`": (recipe.AdamW, recipe.Optimizer),
     "`lamb`": (recipe.Lamb, recipe.Optimizer),
     "`ema`": (recipe.Ema, BaseModel),
-    "`eval`": (recipe.Eval, BaseModel),
+    "`lr_finder`": (recipe.LrFinder, BaseModel),
+    "`eval`": (recipe.Eval, recipe.Protocol),
+    "Protocol": (recipe.Protocol, BaseModel),
     "`checkpoint`": (recipe.Checkpoint, BaseModel),
 }
 """Headings of docs/recipes.md: whose fields the table below lists, and whose it leaves out."""
@@ -120,7 +122,13 @@ SNIPPETS = [
 def test_a_recipe_in_the_documents_loads_and_can_be_planned(snippet: str, tmp_path: Path):
     path = tmp_path / "snippet.yaml"
     path.write_text(snippet)
-    assert Timeline(load_recipe(str(path)), num_samples=IMAGENET).last > 0
+    assert Timeline.planned(load_recipe(str(path)), IMAGENET).last > 0
+
+
+def test_every_recipe_has_its_row_among_those_to_choose_from():
+    text = (ROOT / "docs/which-recipe.md").read_text()
+    expectations = text[text.index("## What to expect") : text.index("## Time and money")]
+    assert [name for name in bundled_recipes() if f"| `{name}` |" not in expectations] == []
 
 
 def commands(page: Path) -> list[str]:

@@ -10,7 +10,7 @@ import traceback
 import typer
 
 from pitstop import __version__
-from pitstop.cli import data, devices, evaluate, plan, recipes, train
+from pitstop.cli import ablate, data, devices, evaluate, lr_find, plan, recipes, train
 from pitstop.core.errors import InputError, RankFailedError
 from pitstop.core.exit_codes import BAD_INPUT, INTERNAL, KILLED
 from pitstop.runtime.place import Place, end_process
@@ -26,6 +26,8 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("plan")(plan.plan)
 app.command("eval")(evaluate.evaluate)
+app.command("ablate")(ablate.ablate)
+app.command("lr-find")(lr_find.lr_find)
 app.command("devices")(devices.devices)
 app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipes")

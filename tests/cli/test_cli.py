@@ -85,6 +85,31 @@ def test_the_program_answers_and_passes_on_its_exit_code():
     assert refusal.stderr.startswith("pitstop: no recipe 'dmeo'; did you mean 'demo'?")
 
 
+PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+ALLOCATES = """
+import resource, sys
+from pitstop.cli import main
+sys.argv = ["pitstop", "--version"]
+try:
+    main()
+except SystemExit:
+    import torch
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.zeros(64 * 2**20, dtype=torch.uint8)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(
+    not PAGES.exists() or "[madvise]" not in PAGES.read_text(),
+    reason="huge pages are not for who asks for them here",
+)
+def test_large_tensors_are_in_huge_pages():
+    """64 MB are 16,384 pages of 4 kB, and 32 of 2 MB."""
+    done = subprocess.run([sys.executable, "-c", ALLOCATES], capture_output=True, text=True)
+    assert int(done.stdout.split()[-1]) < 1000, done.stderr
+
+
 def test_help_names_every_verb_and_what_people_reach_for(command):
     said = command("--help")
     assert (said.code, said.err) == (0, "")

@@ -65,7 +65,11 @@ def test_when_the_first_rank_dies_it_is_named_too(train):
 
 
 @pytest.mark.parametrize(
-    ("moment", "doing"), [("images", "waiting for the images of"), ("step", "training")]
+    ("moment", "doing"),
+    [
+        ("step", "training"),
+        pytest.param("images", "waiting for the images of", marks=pytest.mark.slow),
+    ],
 )
 def test_a_rank_that_hangs_is_named_with_what_it_was_at(train, moment, doing):
     done = train(moment, 3, "HANG", 1, "--rank-timeout", "5")
@@ -95,6 +99,7 @@ def test_failed_ranks_are_started_again_from_their_checkpoint(train, tmp_path):
     assert "resuming at step 9" in (tmp_path / "run" / "training_log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_ranks_that_are_started_again_do_not_start_over(train, tmp_path):
     done = train("step", 12, "SIGKILL", 1, "--max-restarts", "1", "--no-resume")
     assert done.returncode == 0, done.stderr

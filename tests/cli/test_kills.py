@@ -106,7 +106,7 @@ def unkilled(cache, tmp_path_factory) -> Callable[[int], list[str]]:
     return unkilled
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 def test_three_signals_at_random_moments_of_one_run(cache, unkilled, tmp_path, seed):
     """Seeds 0 to 2 together strike at every kind of moment."""
     rng = random.Random(seed)

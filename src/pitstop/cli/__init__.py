@@ -4,6 +4,7 @@ Exit codes: 0 finished or target met; 2 bad input; 70 internal error; 75 interru
 76 diverged; 130 interrupted twice.
 """
 
+import os
 import sys
 import traceback
 
@@ -14,6 +15,14 @@ from pitstop.cli import ablate, data, devices, evaluate, lr_find, plan, recipes,
 from pitstop.core.errors import InputError, RankFailedError
 from pitstop.core.exit_codes import BAD_INPUT, INTERNAL, KILLED
 from pitstop.runtime.place import Place, end_process
+
+HUGE_PAGES = ("THP_MEM_ALLOC_ENABLE", "1")
+"""Has torch ask for huge pages where a tensor on the CPU is large; it reads this when it begins.
+
+Each step of training has its memory cleared by the system, page by page. With pages of 2 MB instead
+of 4 kB, a step of cifarnet with 1,024 images took 1.0 s instead of 1.25 (two cores, medians of 4
+runs of 8 steps in turn).
+"""
 
 app = typer.Typer(
     name="pitstop",
@@ -48,6 +57,7 @@ def root(
 
 def main() -> None:
     """Runs the command line; the only place where exceptions become exit codes."""
+    os.environ.setdefault(*HUGE_PAGES)
     code = run(sys.argv[1:])
     if Place.find() is not None:
         end_process(code)

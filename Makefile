@@ -35,9 +35,7 @@ bench: $(READY)           ## the benchmarks; nothing else should be running
 	$(BIN)/python benchmarks/augment.py
 
 proofs: $(READY)          ## what docs/results.md shows: hours; give TIMM_TRAIN=path/to/timm/train.py
-	for seed in 0 1 2; do $(BIN)/python benchmarks/airbench.py --seeds $$seed || exit; \
-	    $(BIN)/pitstop train cifar --data ../shared/data/cifar10.tar.gz --seed $$seed \
-	    --out runs/cifar-$$seed || exit; done
+	$(BIN)/python benchmarks/cifar.py
 	$(BIN)/python benchmarks/against_timm.py --timm-train "$(TIMM_TRAIN)"
 	$(BIN)/pitstop ablate benchmarks/recipes/ablation.yaml --data ../shared/data/cifar10.tar.gz \
 	    --seeds 3 --drop progressive_resizing --drop ema --drop blurpool --drop label_smoothing \

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -17,31 +16,12 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from pitstop.core.recipe import TrivialAugmentWide
 from pitstop.core.timeline import Segment, StepSettings, Timeline
-from pitstop.io.storage import atomic_write
+from pitstop.io.pictures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RED, SKY, STYLE, save
 from pitstop.plan.explain import arrows, whole_phases
 
 SAMPLES = 2000
 """Steps at which the curves are computed: more than the picture has columns."""
 
-# Okabe and Ito's colours, safe for the colour-blind.
-BLUE, ORANGE, RED, GREEN = "#0072B2", "#E69F00", "#D55E00", "#009E73"
-PURPLE, SKY, INK, GREY = "#AA4499", "#56B4E9", "#222222", "#777777"
-STYLE: dict[Any, Any] = {
-    "font.size": 9.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#DDDDDD",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-}
 WIDTHS = (9.0, 6.5)
 """Of a column, in inches: of one plan, of each of two."""
 ROW, LOW, RIDGE = 1.15, 0.75, 0.33
@@ -85,8 +65,7 @@ def draw(plans: list[Timeline], path: Path) -> None:
             bottom.set_xlabel("epoch")
             bottom.set_xlim(0, _shown_epochs(plan, plans))
         figure.align_ylabels(stacks[:, 0])
-        with atomic_write(path) as file:
-            figure.savefig(file, format="png", dpi=150)
+        save(figure, path)
 
 
 def _draw_row(panel: Panel, row: list[Axes], plans: list[Timeline]) -> None:

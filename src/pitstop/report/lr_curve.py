@@ -8,10 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pitstop.io.pictures import BLUE, GREEN, INK, RED, SINGLE, STYLE, save
 from pitstop.io.records import Event, read_events
 from pitstop.io.run_directory import RunDirectory
-from pitstop.io.storage import atomic_write
-from pitstop.report.style import BLUE, DPI, GREEN, INK, RED, SINGLE, STYLE
 
 
 def draw_new(run: RunDirectory) -> list[Path]:
@@ -38,8 +37,7 @@ def draw(search: Event, path: Path) -> None:
         figure = Figure(SINGLE, layout="constrained")
         _curve(figure.subplots(), search)
         figure.suptitle(search["explained"], fontsize=9, wrap=True)
-        with atomic_write(path) as file:
-            figure.savefig(file, format="png", dpi=DPI)
+        save(figure, path)
 
 
 def _curve(axes: Axes, search: Event) -> None:

@@ -20,13 +20,8 @@ from matplotlib.figure import Figure, FigureBase, SubFigure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
-from pitstop.io.records import Event, read_events
-from pitstop.io.run_directory import RunDirectory
-from pitstop.io.storage import atomic_write
-from pitstop.report import lr_curve
-from pitstop.report.style import (
+from pitstop.io.pictures import (
     BLUE,
-    DPI,
     GREEN,
     GREY,
     INK,
@@ -36,7 +31,11 @@ from pitstop.report.style import (
     SINGLE,
     SKY,
     STYLE,
+    save,
 )
+from pitstop.io.records import Event, read_events
+from pitstop.io.run_directory import RunDirectory
+from pitstop.report import lr_curve
 
 OVERVIEW = (13.0, 7.4)
 FINEST = 240
@@ -305,8 +304,7 @@ def draw(run: RunDirectory) -> list[Path]:
     with matplotlib.rc_context(STYLE):
         for name, figure in _figures(history):
             path = run.plots / f"{name}.png"
-            with atomic_write(path) as file:
-                figure.savefig(file, format="png", dpi=DPI)
+            save(figure, path)
             written.append(path)
     return written
 

@@ -113,7 +113,7 @@ def _bytes(count: float) -> str:
 def _draw(facts: dict[str, Any], plot: Path) -> None:
     from matplotlib.figure import Figure
 
-    from pitstop.io.storage import atomic_write
+    from pitstop.io.pictures import save
 
     splits = facts["splits"] | {f"level {side}": level for side, level in facts["levels"].items()}
     figure = Figure((8.0, 1.0 + 2.2 * len(splits)), layout="constrained")
@@ -128,8 +128,7 @@ def _draw(facts: dict[str, Any], plot: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     stack[-1, 0].set_xlabel("short side from [pixels]")
     try:
-        with atomic_write(plot) as file:
-            figure.savefig(file, format="png", dpi=150)
+        save(figure, plot)
     except OSError as error:
         raise InputError(f"--plot {plot}: cannot be written: {error.strerror}") from None
     typer.echo(f"drawn into {plot}", err=True)

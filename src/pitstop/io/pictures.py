@@ -1,11 +1,16 @@
-"""How all pictures of a run look.
+"""How all pictures look, and how they are written.
 
 Colours are Okabe and Ito's palette, which is safe for the colour-blind.
 """
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-DPI = 150
+from pitstop.io.storage import atomic_write
+
+if TYPE_CHECKING:  # whoever draws imports it
+    from matplotlib.figure import Figure
+
 SINGLE = (8.0, 4.5)
 """Inches, width and height."""
 
@@ -28,3 +33,13 @@ STYLE: dict[Any, Any] = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
 }
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Writes a figure as a PNG that appears whole.
+
+    Raises:
+        OSError: `path` cannot be written.
+    """
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=150)

@@ -12,6 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from pitstop.io import pictures
 from pitstop.io.run_directory import RunDirectory
 from pitstop.report import plots
 from pitstop.report.plots import draw, read_history
@@ -101,7 +102,7 @@ STATES = {
 def test_what_there_is_is_drawn(
     tmp_path: Path, events: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plots, "DPI", 40)
+    monkeypatch.setattr(pictures, "DPI", 40)
     written = draw(run_of(tmp_path, *events))
     assert {path.stem for path in written} == NAMES
     assert all(pixels(path).std() > 1 for path in written)

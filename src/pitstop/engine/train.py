@@ -76,9 +76,7 @@ def train(
             if ranks.main:
                 console.print(f"{run.path}: this run has ended: {ended.status}; --extend N goes on")
             return ended
-        state = TrainState.initial(course.timeline.recipe, len(data.classes), device, ranks.world)
-        check_model(state, course.timeline)
-        check_shares(course.timeline, device, ranks)
+        state = checked_state(course, data, device, ranks)
         top1 = None
         notes: tuple[str, ...] = ()
         if restored is not None:
@@ -116,10 +114,20 @@ def train(
 def check(wish: Wish, data: PackedDataset, device: Device, ranks: Ranks) -> None:
     """Raises InputError for whatever would refuse the wish as a new run; nothing is written."""
     course = set_course(wish, None, ended=False, digest=data.digest, num_samples=len(data.train))
-    state = TrainState.initial(wish.recipe, len(data.classes), device, ranks.world)
+    state = checked_state(course, data, device, ranks)
+    load_weights(state, wish.recipe, data.classes, Ranks())
+
+
+def checked_state(course: Course, data: PackedDataset, device: Device, ranks: Ranks) -> TrainState:
+    """Returns the state that a course begins with, before any weights are loaded.
+
+    Raises:
+        InputError: the model cannot give what the recipe asks, or the ranks cannot share a batch.
+    """
+    state = TrainState.initial(course.timeline.recipe, len(data.classes), device, ranks.world)
     check_model(state, course.timeline)
     check_shares(course.timeline, device, ranks)
-    load_weights(state, wish.recipe, data.classes, Ranks())
+    return state
 
 
 def check_model(state: TrainState, timeline: Timeline) -> None:
@@ -155,9 +163,7 @@ def search_lr(
     """
     ranks = Ranks()
     course = Course(recipe, (), len(data.train))
-    state = TrainState.initial(course.timeline.recipe, len(data.classes), device)
-    check_model(state, course.timeline)
-    check_shares(course.timeline, device, ranks)
+    state = checked_state(course, data, device, ranks)
     load_weights(state, recipe, data.classes, ranks)
     initialize(state, data.train, course.timeline, device, ranks, workers=workers)
     training = Training(

@@ -11,6 +11,7 @@ from pitstop.io.storage import atomic_write
 if TYPE_CHECKING:  # whoever draws imports it
     from matplotlib.figure import Figure
 
+DPI = 150
 SINGLE = (8.0, 4.5)
 """Inches, width and height."""
 
@@ -42,4 +43,4 @@ def save(figure: "Figure", path: Path) -> None:
         OSError: `path` cannot be written.
     """
     with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=150)
+        figure.savefig(file, format="png", dpi=DPI)

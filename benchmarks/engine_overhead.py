@@ -45,10 +45,12 @@ from rich.console import Console
 from torch import nn
 
 from pitstop.core.recipe import Recipe, parse_recipe
+from pitstop.core.safeguards import Safeguards
 from pitstop.core.timeline import Timeline
 from pitstop.data.load import Batch
 from pitstop.data.packed import PackedDataset, PackedSplit
 from pitstop.engine import train as engine
+from pitstop.engine.guard import Guard
 from pitstop.engine.journal import Journal
 from pitstop.engine.resume import Course, Wish
 from pitstop.engine.state import TrainState
@@ -193,6 +195,7 @@ def training_in(directory: Path, recipe: Recipe) -> engine.Training:
         device,
         ranks,
         console,
+        Guard(run, Safeguards(), starts_over=False, say=console.print),
         step=0,
         resumes=False,
         evaluated=False,

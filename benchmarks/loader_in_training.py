@@ -35,10 +35,12 @@ from loader import SAMPLE, processor, unpack
 from peers import with_pitstop
 from peers.task import Task
 from pitstop.core.recipe import Recipe, parse_recipe
+from pitstop.core.safeguards import Safeguards
 from pitstop.core.timeline import Timeline
 from pitstop.data.load import Batch, Loader
 from pitstop.data.packed import PackedDataset
 from pitstop.engine import step, train
+from pitstop.engine.guard import Guard
 from pitstop.engine.journal import Journal
 from pitstop.engine.outcome import INTERRUPTED
 from pitstop.engine.resume import Course, Wish
@@ -174,6 +176,7 @@ class Bench:
             self.device,
             ranks,
             console,
+            Guard(run, Safeguards(), starts_over=False, say=console.print),
             step=0,
             resumes=False,
             evaluated=False,

@@ -170,6 +170,13 @@ def test_when_to_save_is_an_amount_and_a_unit(text, split):
     assert amount_and_unit(text) == split
 
 
+def test_when_to_save_may_be_left_to_the_run(tmp_path):
+    stated = "checkpoint: {every: auto, interruptions_per_hour: 0.5}"
+    policy = load(tmp_path, f"epochs: 5\n{stated}").checkpoint
+    assert (policy.every, policy.mtbf_seconds) == ("auto", 7200)
+    assert load(tmp_path, "epochs: 5\ncheckpoint: {every: auto}").checkpoint.mtbf_seconds == 72000
+
+
 # Mistakes
 
 
@@ -259,6 +266,19 @@ def test_an_unknown_key_that_is_like_no_other_is_answered_with_the_known_ones(tm
         ("epochs: 5\ncrop: {ratio: [0, 0.1]}", "crop: ratio"),
         ("epochs: 5\nresolution: [128, 96]", "resolution: "),
         ("epochs: 5\ncheckpoint: {every: 1 epochs}", "checkpoint.every: "),
+        ("epochs: 5\ncheckpoint: {every: autos}", "checkpoint.every: write 'autos' as '1ep'"),
+        ("epochs: 5\ncheckpoint: {keep_every: auto}", "checkpoint.keep_every: "),
+        ("epochs: 5\ncheckpoint: {interruptions_per_hour: 0}", "checkpoint.interruptions_per_hour"),
+        (
+            "epochs: 5\ncheckpoint: {interruptions_per_hour: .inf}",
+            "checkpoint.interruptions_per_hou",
+        ),
+        ("epochs: 5\ndivergence: {retries: -1}", "divergence.retries: "),
+        ("epochs: 5\ndivergence: {retries: 1.5}", "divergence.retries: "),
+        ("epochs: 5\ndivergence: {policy: lower}", "divergence.policy: "),
+        ("epochs: 5\ndivergence: {factor: 1}", "divergence.factor: "),
+        ("epochs: 5\ndivergence: {factor: 0}", "divergence.factor: "),
+        ("epochs: 5\ndivergence: {retry: 1}", "divergence: unknown key 'retry'"),
         ("epochs: 5\nlr_schedule: {name: cosine, warmup: soon}", "lr_schedule.warmup: "),
         ("epochs: 5\ngrad_accum_steps: 8\nbatch_size: 4", "grad_accum_steps"),
         ("epochs: 5\ndata_fraction: 1.1", "data_fraction: "),
@@ -625,6 +645,10 @@ CIRCUMSTANCE = {
     "checkpoint.keep_last": 7,
     "checkpoint.keep_best": 7,
     "checkpoint.keep_every": "5ep",
+    "checkpoint.interruptions_per_hour": 1.0,
+    "divergence.retries": 0,
+    "divergence.policy": "lower_lr",
+    "divergence.factor": 0.1,
     "phases.0.name": "tiny",
 }
 DECISIVE = {
@@ -842,7 +866,13 @@ def written_recipes(draw):
                 every=st.integers(1, 9),
                 also=st.lists(mapping(**protocols), max_size=2),
             ),
-            checkpoint=mapping(every=st.sampled_from(["1ep", "500 steps", "10 min"])),
+            checkpoint=mapping(
+                every=st.sampled_from(["1ep", "500 steps", "10 min", "auto"]),
+                interruptions_per_hour=fractions,
+            ),
+            divergence=mapping(
+                retries=st.integers(0, 9), policy=st.sampled_from(["skip", "lower_lr"])
+            ),
             compile=st.sampled_from([True, False, "auto", "max-autotune"]),
         )
     )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from pitstop.core.errors import InputError
 from pitstop.core.order import Order
@@ -17,8 +18,10 @@ from pitstop.core.timeline import (
     Amendment,
     Extend,
     FoundLr,
+    LowerLr,
     MicroBatch,
     Rebase,
+    SkipData,
     Timeline,
     dump_amendments,
     parse_amendments,
@@ -55,6 +58,18 @@ def found(lr: float) -> Amendment:
 
 def micro_batches(step: int, parts: int) -> Amendment:
     return Amendment(step=step, change=MicroBatch(grad_accum_steps=parts))
+
+
+def skip(step: int, batches: int) -> Amendment:
+    return Amendment(step=step, change=SkipData(batches=batches))
+
+
+def lower(step: int, factor: float = 0.5) -> Amendment:
+    return Amendment(step=step, change=LowerLr(factor=factor))
+
+
+def amended(timeline: Timeline, *amendments: Amendment) -> Timeline:
+    return Timeline(timeline.recipe, amendments, num_samples=timeline.num_samples)
 
 
 def facts(timeline: Timeline, step: int) -> tuple:
@@ -841,7 +856,224 @@ def test_micro_batches_go_with_an_extension_and_end_at_a_rebase():
     assert steps == [1, 4, 4, 1]
 
 
+# Skipped data
+
+
+def drawn(timeline: Timeline, steps: range) -> dict[int, list[int]]:
+    """By walk: the places in it, counted over all its passes, of the images of these steps."""
+    places: dict[int, list[int]] = {}
+    for step in steps:
+        segment, at = timeline.segment_at(step), timeline.position(step)
+        begin = at.pass_ * segment.num_samples + at.index
+        places.setdefault(at.walk, []).extend(range(begin, begin + segment.batch_size))
+    return places
+
+
+def but_for(timeline: Timeline, step: int, *left_out: str) -> dict:
+    """A step's settings without those named, nor what tells its segment from the one it was."""
+    settings_ = timeline.settings_at(step)
+    names = set(vars(settings_)) - {"segment", *left_out}
+    segment = settings_.segment
+    shape = (segment.phase, segment.resolution, segment.num_samples, segment.walk, segment.recipe)
+    return {name: getattr(settings_, name) for name in names} | {"shape": shape}
+
+
+def assert_same_course(one: Timeline, other: Timeline) -> None:
+    """Both have the same steps, epochs, phases and evaluations."""
+    assert one.last == other.last
+    assert one.evaluations == other.evaluations
+    assert [one.epoch_ends(every) for every in (1, 2)] == [other.epoch_ends(e) for e in (1, 2)]
+    assert [one.epoch(s) for s in range(one.last + 1)] == [
+        other.epoch(s) for s in range(other.last + 1)
+    ]
+    for before, after in pairwise(one.segments):
+        assert before.last == after.first
+
+
+batches = st.integers(1, 40)
+factors = st.sampled_from([0.1, 0.5, 0.9])
+
+
+@given(timelines_and_steps(), batches)
+def test_skipping_changes_where_images_come_from_and_nothing_else(planned_and_step, count):
+    timeline, step = planned_and_step
+    skipping = amended(timeline, skip(step, count))
+    assert_same_until(step, timeline, skipping)
+    assert_same_course(timeline, skipping)
+    for s in range(timeline.last):
+        assert but_for(skipping, s) == but_for(timeline, s)
+
+
+@given(timelines_and_steps(), batches)
+def test_what_is_skipped_is_left_out_and_what_comes_after_it_follows(planned_and_step, count):
+    timeline, step = planned_and_step
+    skipping = amended(timeline, skip(step, count))
+    window = drawn(timeline, range(step, min(step + count, timeline.last)))
+    before = drawn(timeline, range(step))
+    for walk, places in drawn(skipping, range(step, timeline.last)).items():
+        first = len(before.get(walk, [])) + len(window.get(walk, []))
+        assert places == list(range(first, first + len(places)))
+
+
+@given(st.data())
+def test_the_images_are_those_of_so_many_batches_later(data):
+    num_samples = data.draw(st.integers(5, 200))
+    batch_size = data.draw(st.integers(num_samples // 10 + 1, num_samples))
+    timeline = Timeline(recipe(batch_size=batch_size), num_samples=num_samples)
+    step = data.draw(st.integers(0, timeline.last - 2))
+    count = data.draw(st.integers(1, timeline.last - step - 1))
+    skipping = amended(timeline, skip(step, count))
+    for s in range(step, timeline.last - count):
+        assert skipping.position(s) == timeline.position(s + count)
+    drawing, shown = Order(timeline), Order(skipping)
+    for s in range(step):
+        np.testing.assert_array_equal(shown.ids(s), drawing.ids(s))
+    for s in range(step, timeline.last - count):
+        np.testing.assert_array_equal(shown.ids(s), drawing.ids(s + count))
+        np.testing.assert_array_equal(shown.passes(s), drawing.passes(s + count))
+    drawing.close()
+    shown.close()
+
+
+def test_skipping_past_the_end_of_a_pass_leaves_its_evaluation_where_it_is():
+    timeline = Timeline(recipe(), [skip(5, 8)], num_samples=100)
+    assert [(at.pass_, at.index) for at in map(timeline.position, (4, 5, 12))] == [
+        (0, 40),
+        (1, 30),
+        (2, 0),
+    ]
+    assert timeline.evaluations == {10, 20, 30, 40}
+    assert timeline.settings_at(5).epoch == 0.5
+
+
+@given(timelines(), st.data())
+def test_skips_add_up(timeline, data):
+    segment = data.draw(st.sampled_from(timeline.segments))
+    assume(segment.steps >= 2)
+    step = data.draw(st.integers(segment.first, segment.last - 2))
+    both = data.draw(st.integers(2, segment.last - step))
+    one = data.draw(st.integers(1, both - 1))
+    other = both - one
+    twice = amended(timeline, skip(step, one), skip(step, other))
+    assert twice.segments == amended(timeline, skip(step, both)).segments
+
+
+def test_a_skip_from_one_walk_into_the_next_leaves_images_out_of_both():
+    phases = [{"duration": "1ep", "data_fraction": 0.5}, {"duration": "2ep"}]
+    timeline = Timeline(recipe(epochs=3, phases=phases), [skip(3, 6)], num_samples=100)
+    assert [s.first for s in timeline.segments] == [0, 3, 5]
+    assert [(at.walk, at.index) for at in map(timeline.position, (2, 3, 4, 5))] == [
+        (0, 20),
+        (0, 0),
+        (0, 10),
+        (1, 40),
+    ]
+    assert timeline.position(3).pass_ == 1
+
+
+def test_a_skip_does_not_reach_a_walk_that_begins_after_it():
+    phases = [{"duration": "1ep", "data_fraction": 0.5}, {"duration": "2ep"}]
+    timeline = Timeline(recipe(epochs=3, phases=phases), [skip(3, 2)], num_samples=100)
+    assert timeline.position(5).index == 0
+
+
+@given(timelines_and_steps(), batches, st.sampled_from([0.5, 2]))
+def test_an_extension_goes_on_behind_what_was_skipped(planned_and_step, count, epochs):
+    timeline, step = planned_and_step
+    longer = amended(timeline, skip(step, count), extend(timeline.last, epochs))
+    assert_same_course(longer, amended(timeline, extend(timeline.last, epochs)))
+    end = longer.segment_at(timeline.last)
+    places = drawn(longer, range(step, longer.last))[end.walk]
+    assert places == list(range(places[0], places[0] + len(places)))
+
+
+@given(timelines_and_steps(equal=True), batches, st.data())
+def test_a_rebase_onto_the_same_recipe_forgets_nothing_of_a_skip(planned_and_step, count, data):
+    timeline, step = planned_and_step
+    skipping = amended(timeline, skip(step, count))
+    later = data.draw(st.integers(step, timeline.last - 1))
+    onto = amended(timeline, skip(step, count), rebase(later, timeline.recipe))
+    assert_same_course(skipping, onto)
+    assert_same_until(timeline.last, skipping, onto)
+
+
+def test_a_rebase_onto_another_seed_begins_a_walk_of_which_nothing_is_skipped():
+    timeline = Timeline(recipe(), [skip(5, 3), rebase(15, recipe(seed=1))], num_samples=100)
+    assert timeline.position(14).index == (14 + 3) * 10 % 100
+    assert timeline.position(15).walk > timeline.position(14).walk
+    assert (timeline.position(15).pass_, timeline.position(15).index) == (0, 0)
+
+
+# A lowered learning rate
+
+
+@given(timelines_and_steps(), factors)
+def test_lowering_the_rate_multiplies_it_to_the_end_and_changes_nothing_else(
+    planned_and_step, factor
+):
+    timeline, step = planned_and_step
+    lowered = amended(timeline, lower(step, factor))
+    assert_same_until(step, timeline, lowered)
+    assert_same_course(timeline, lowered)
+    for s in range(timeline.last):
+        assert but_for(lowered, s, "lr") == but_for(timeline, s, "lr")
+        assert lowered.position(s) == timeline.position(s)
+        expected = timeline.settings_at(s).lr * (factor if s >= step else 1)
+        assert lowered.settings_at(s).lr == pytest.approx(expected, rel=1e-9, abs=1e-15)
+
+
+@given(timelines_and_steps(), factors, factors)
+def test_factors_multiply(planned_and_step, one, other):
+    timeline, step = planned_and_step
+    twice = amended(timeline, lower(step, one), lower(step, other))
+    once = amended(timeline, lower(step, one * other))
+    assert [(s.first, s.last) for s in twice.segments] == [(s.first, s.last) for s in once.segments]
+    for s in range(timeline.last):
+        assert twice.settings_at(s).lr == pytest.approx(once.settings_at(s).lr, abs=1e-15)
+
+
+def test_what_is_decided_after_the_rate_was_lowered_states_its_own():
+    flat = recipe(lr_schedule="constant", lr=1.0)
+    early = Timeline(flat, [extend(3, 1, 0.4), lower(20)], num_samples=100)
+    assert [early.settings_at(s).lr for s in (19, 20, 39, 40)] == [1.0, 0.5, 0.5, 0.2]
+    late = Timeline(flat, [lower(20), extend(40, 1, 0.4)], num_samples=100)
+    assert [late.settings_at(s).lr for s in (19, 20, 39, 40)] == [1.0, 0.5, 0.5, 0.4]
+    onto = recipe(lr_schedule="constant", lr=0.7)
+    rebased_ = Timeline(flat, [lower(20), rebase(30, onto)], num_samples=100)
+    assert [rebased_.settings_at(s).lr for s in (20, 29, 30)] == [0.5, 0.5, 0.7]
+
+
+def test_a_found_rate_is_lowered_too():
+    flat = recipe(**AUTO, lr_schedule="constant")
+    run = Timeline(flat, [found(0.8), lower(0, 0.25)], num_samples=100)
+    assert run.settings_at(0).lr == 0.2
+
+
 # Several amendments
+
+
+@given(timelines_and_steps(), st.data())
+def test_retries_leave_alone_what_came_before_each_and_no_phase_begins_anew(planned_and_step, data):
+    timeline, step = planned_and_step
+    begins = [timeline.begins_phase(s) for s in range(timeline.last)]
+    retries: list[Amendment] = []
+    before = timeline
+    for _ in range(data.draw(st.integers(2, 4))):
+        kinds = [skip(step, 3), lower(step), micro_batches(step, 2)]
+        retries.append(data.draw(st.sampled_from(kinds)))
+        after = amended(timeline, *retries)
+        assert_same_until(step, before, after)
+        assert_same_course(before, after)
+        assert [after.begins_phase(s) for s in range(after.last)] == begins
+        before, step = after, data.draw(st.integers(step, timeline.last - 1))
+
+
+def test_a_segment_is_cut_once_where_it_is_amended_and_not_at_all_at_its_start():
+    phases = [{"duration": "2ep"}, {"duration": "2ep", "resolution": 32}]
+    cut = Timeline(recipe(phases=phases), [skip(5, 2), lower(5), skip(5, 1)], num_samples=100)
+    assert [(s.first, s.last) for s in cut.segments] == [(0, 5), (5, 20), (20, 40)]
+    whole = Timeline(recipe(phases=phases), [skip(0, 2), lower(20)], num_samples=100)
+    assert [(s.first, s.last) for s in whole.segments] == [(0, 20), (20, 40)]
 
 
 @given(st.data())
@@ -878,6 +1110,8 @@ def test_amendments_are_read_back_unchanged_from_json(data):
         stated_recipes(100, None).map(lambda s: Rebase(recipe=parse_recipe(s, "test"))),
         st.builds(FoundLr, lr=st.floats(1e-6, 9)),
         st.builds(MicroBatch, grad_accum_steps=st.integers(1, 64)),
+        st.builds(SkipData, batches=st.integers(1, 10**6)),
+        st.builds(LowerLr, factor=st.floats(0, 1, exclude_min=True, exclude_max=True)),
     )
     amendments = tuple(
         data.draw(
@@ -888,10 +1122,26 @@ def test_amendments_are_read_back_unchanged_from_json(data):
     assert parse_amendments(dumped) == amendments
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "skip_data", "batches": 0},
+        {"kind": "skip_data"},
+        {"kind": "lower_lr", "factor": 0.0},
+        {"kind": "lower_lr", "factor": 1.0},
+    ],
+)
+def test_an_amendment_that_would_change_nothing_is_none(change):
+    with pytest.raises(ValidationError):
+        parse_amendments([{"step": 3, "change": change}])
+
+
 def test_amendments_read_from_json_plan_the_same_run():
     amendments = (
         found(0.2),
         micro_batches(3, 2),
+        skip(7, 3),
+        lower(7, 0.3),
         rebase(15, recipe(batch_size=20, epochs=5)),
         extend(30, 1.5),
     )

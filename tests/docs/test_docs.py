@@ -32,6 +32,7 @@ SECTIONS: dict[str, tuple[type[BaseModel], type[BaseModel]]] = {
     "The run": (recipe.Recipe, recipe.PhaseSettings),
     "Settings of a phase": (recipe.PhaseSettings, BaseModel),
     "Phases": (recipe.Phase, recipe.PhaseSettings),
+    "`divergence`": (recipe.Divergence, BaseModel),
     "Schedules": (schedule.Schedule, BaseModel),
     "Warm-up": (schedule.Warmup, schedule.Schedule),
     "`constant`": (schedule.Constant, schedule.Warmup),

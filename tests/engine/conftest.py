@@ -10,10 +10,12 @@ import torch
 from rich.console import Console
 
 from pitstop.core.recipe import Recipe, parse_recipe
+from pitstop.core.safeguards import Safeguards
 from pitstop.data.pack import pack
 from pitstop.data.packed import PackedDataset
 from pitstop.data.sources.digits import digits_source
 from pitstop.engine import train as engine
+from pitstop.engine.guard import Guard
 from pitstop.engine.outcome import Outcome
 from pitstop.engine.resume import Wish
 from pitstop.io.run_directory import RunDirectory
@@ -71,6 +73,9 @@ def tiny() -> Callable[..., Recipe]:
     return lambda **changes: parse_recipe({**TINY, **changes}, "tiny.yaml")
 
 
+UNGUARDED = Safeguards(max_fruitless_starts=None)
+
+
 class StopsAt(Preemption):
     """Asks for a stop when it is polled for the n-th time, as a signal at that moment would."""
 
@@ -102,6 +107,7 @@ class Trainer:
         stop_at: int | None = None,
         steps: int | None = None,
         recipe: Recipe | None = None,
+        safeguards: Safeguards = UNGUARDED,
         **wish: object,
     ) -> Outcome:
         """Trains until the end, the `stop_at`-th poll for a signal, or for so many steps."""
@@ -116,17 +122,20 @@ class Trainer:
 
         self.steps = 0
         self._patch.setattr(engine, "train_step", counted)
+        run = RunDirectory(out)
         try:
-            return engine.train(
-                Wish(recipe or self.recipe, **wish),  # pyright: ignore[reportArgumentType]
-                self.data,
-                RunDirectory(out),
-                device=Device.choose("fp32", compile=False),
-                ranks=Ranks(),
-                workers=2,
-                preemption=stops,
-                console=console,
-            )
+            with Guard(run, safeguards, starts_over=False, say=console.print) as guard:
+                return engine.train(
+                    Wish(recipe or self.recipe, **wish),  # pyright: ignore[reportArgumentType]
+                    self.data,
+                    run,
+                    device=Device.choose("fp32", compile=False),
+                    ranks=Ranks(),
+                    workers=2,
+                    preemption=stops,
+                    console=console,
+                    guard=guard,
+                )
         finally:
             self._patch.setattr(engine, "train_step", train_step)
             self.polls = stops.polls

@@ -52,7 +52,7 @@ def test_the_sums_read_are_those_added(meter, timeline, clock):
     assert (reading.images, reading.loss, reading.mean_loss) == (20, 30.75, 1.5375)
     assert (reading.top1, reading.top5) == (7, 15)
     assert (reading.seconds, reading.wait_seconds) == (4.0, 0.75)
-    assert reading.finite
+    assert reading.finite_loss
 
 
 def test_images_are_those_of_each_steps_batch(meter, timeline, clock):
@@ -89,7 +89,7 @@ def test_a_reading_tells_that_a_loss_was_not_finite(meter, timeline, clock, loss
     clock.now += 1
     reading = meter.flush()
     assert reading is not None
-    assert not reading.finite
+    assert not reading.finite_loss
 
 
 def test_many_sums_do_not_lose_small_ones(meter, timeline, clock):

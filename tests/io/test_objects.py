@@ -1,12 +1,22 @@
 """Buckets on a loopback server, and directories."""
 
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pitstop.core.errors import InputError
-from pitstop.io.objects import MissingObjectError, Object, ObjectStore, open_store
+from pitstop.io.objects import (
+    MissingObjectError,
+    Object,
+    ObjectExistsError,
+    ObjectStore,
+    Patience,
+    open_store,
+)
+
+from .faults import faulty_s3
 
 NAMES = ("plain.jpg", "a b/ü%20#?.jpg", "deep/er/*~|.jpg")
 
@@ -37,6 +47,61 @@ def test_a_file_is_put(store: ObjectStore, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"content")
     store.put("key", tmp_path / "file")
     assert store.get("key") == b"content"
+
+
+def test_pieces_are_put_as_one_object_or_not_at_all(store: ObjectStore) -> None:
+    pieces = [bytes([index]) * 2**20 for index in range(9)]
+    store.put("key", iter(pieces))
+    assert store.get("key") == b"".join(pieces)
+    assert b"".join(store.stream("key")) == b"".join(pieces)
+
+    def broken() -> Iterator[bytes]:
+        yield from pieces
+        raise InputError("the file was cut short")
+
+    with pytest.raises(InputError, match=r"^the file was cut short$"):
+        store.put("other", broken())
+    assert [each.key for each in store.list()] == ["key"]
+
+
+def test_an_empty_object_is_put_and_streamed(store: ObjectStore) -> None:
+    store.create("key", b"")
+    assert list(store.stream("key")) == []
+    assert [each.size for each in store.list()] == [0]
+
+
+def test_an_object_is_created_once(store: ObjectStore) -> None:
+    store.create("a/key", b"first")
+    with pytest.raises(ObjectExistsError, match=r"a/key: is there already"):
+        store.create("a/key", b"other")
+    assert store.get("a/key") == b"first"
+
+
+def test_what_is_deleted_is_gone_and_nothing_else(store: ObjectStore) -> None:
+    for key in ("a/b/1", "a/b/2", "a/3", "4"):
+        store.put(key, b"")
+    store.delete([])
+    store.delete(["a/b/1", "a/b/2", "4"])
+    assert [each.key for each in store.list()] == ["a/3"]
+
+
+def test_what_is_put_into_a_directory_is_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr("pitstop.io.objects.sync", synced.append)
+    open_store(str(tmp_path)).create("a/b/key", b"")
+    expected = [tmp_path / name for name in ("a/b/key", "a/b", "a", ".")]
+    assert synced == expected
+
+
+def test_a_directory_is_made_in_one_that_is_there(tmp_path: Path) -> None:
+    open_store(f"file://{tmp_path}/n%20ew", make_directory=True).put("key", b"")
+    assert (tmp_path / "n ew" / "key").exists()
+    url = str(tmp_path / "no" / "such")
+    message = f"{url}: cannot be made: No such file or directory: make the directory it lies in"
+    with pytest.raises(InputError, match=message):
+        open_store(url, make_directory=True)
 
 
 def test_a_range_is_what_it_says_and_ends_with_the_object(store: ObjectStore) -> None:
@@ -96,6 +161,8 @@ def test_what_is_not_there_is_named(store: ObjectStore) -> None:
         store.get("nix")
     with pytest.raises(InputError, match="cannot be read"):
         store.get("../nix")
+    with pytest.raises(InputError, match="cannot be written"):
+        store.put("../nix", b"")
 
 
 @pytest.mark.parametrize(
@@ -169,3 +236,35 @@ def test_a_certificate_bundle_that_is_missing_is_named(aws: pytest.MonkeyPatch) 
     aws.setenv("AWS_CA_BUNDLE", "/no/such/bundle")
     with pytest.raises(InputError, match="AWS_CA_BUNDLE=/no/such/bundle: cannot be read"):
         open_store("s3://bucket")
+
+
+def test_the_right_that_lacks_is_named_and_no_secret(
+    s3_endpoint: str, bucket: str, aws: pytest.MonkeyPatch
+) -> None:
+    with faulty_s3(s3_endpoint) as server:
+        aws.setenv("AWS_ENDPOINT_URL", server.url)
+        server.inject("deny", "")
+        store = open_store(bucket)
+        for right, use in {
+            "list and read": lambda: store.get("key"),
+            "write": lambda: store.create("key", b""),
+            "delete": lambda: store.delete(["key"]),
+        }.items():
+            with pytest.raises(InputError) as refused:
+                use()
+            assert f"access was denied: ask for the right to {right}, or" in str(refused.value)
+            assert "AKIA" not in str(refused.value)
+
+
+def test_a_server_that_fails_is_asked_again_for_as_long_as_the_patience_lasts(
+    s3_endpoint: str, bucket: str, aws: pytest.MonkeyPatch
+) -> None:
+    with faulty_s3(s3_endpoint) as server:
+        aws.setenv("AWS_ENDPOINT_URL", server.url)
+        store = open_store(bucket, patience=Patience(retries=2))
+        server.inject("error", "PUT", times=2)
+        store.put("key", b"content")
+        server.inject("error", "GET", times=3)
+        with pytest.raises(InputError, match="the server failed: try again later"):
+            store.get("key")
+        assert store.get("key") == b"content"

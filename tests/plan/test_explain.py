@@ -241,6 +241,17 @@ NOTED = [
     ({"clip_grad_norm": 1}, "gradients are clipped at a norm of 1"),
     ({"ema": {"every": 5}}, "weights are averaged (EMA), every 5 steps, with a decay of"),
     ({"ema": {"lookahead": True}}, "the model is set to the average at each of its updates"),
+    (
+        {"checkpoint": {"every": "auto"}},
+        "checkpoints every 6.3 min, if a save takes 1 s (assumed; the run measures its own) and "
+        "the machine is taken away 0.05 times an hour (assumed): each time half of that, 3.2 min, "
+        "is expected to be lost",
+    ),
+    (
+        {"checkpoint": {"every": "auto", "interruptions_per_hour": 0.5}},
+        "checkpoints every 2.0 min, if a save takes 1 s (assumed; the run measures its own) and "
+        "the machine is taken away 0.5 times an hour (assumed): each time half of that, 1.0 min,",
+    ),
     ({"target_accuracy": 78}, "ends at the first evaluation whose top-1 reaches 78%"),
     (
         {"eval": {"also": [{"resolution": 256, "flip_average": True}, {"translate_average": 2}]}},

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pitstop.core.errors import InputError
+from pitstop.core.interval import SHORTEST, optimal_interval
 from pitstop.core.recipe import Checkpoint, parse_recipe
 from pitstop.core.timeline import Timeline
 from pitstop.io.run_directory import RunDirectory
@@ -241,6 +242,8 @@ def test_a_manifest_says_what_is_known(checkpointer, run):
         file=path.name,
         bytes=path.stat().st_size,
         sha256=module.sha256(path),
+        attempt=0,
+        sequence=1,
     )
     for part in ("2.50", "250", "87.65"):
         assert part in path.name
@@ -254,11 +257,41 @@ def test_file_names_sort_by_step(checkpointer, run, open_checkpointer):
     assert named == [manifest.file for manifest in keeps_all.manifests()]
 
 
-def test_what_kept_a_save_from_the_disk_is_raised(checkpointer, run):
+def test_what_kept_a_save_from_the_disk_is_said_and_the_third_save_is_refused(checkpointer, run):
     run.checkpoints.rmdir()
     run.checkpoints.write_text("in the way")
-    with pytest.raises(OSError, match="checkpoints"):
-        save(checkpointer, filled(1))
+    save(checkpointer, filled(1))
+    assert ".pt: the checkpoint was not saved: Not a directory: make room" in checkpointer.problem
+    save(checkpointer, filled(2))
+    with pytest.raises(InputError, match="the checkpoint was not saved: "):
+        save(checkpointer, filled(3))
+
+
+def test_a_save_that_succeeds_makes_up_for_one_that_failed(checkpointer, run):
+    run.checkpoints.rmdir()
+    run.checkpoints.write_text("in the way")
+    save(checkpointer, filled(1))
+    run.checkpoints.unlink()
+    save(checkpointer, filled(2))
+    assert checkpointer.problem is None
+    assert_same(restored(checkpointer), filled(2))
+
+
+def test_the_newest_is_the_last_that_was_saved_though_it_has_fewer_steps(checkpointer):
+    """As after a run went back because it had diverged."""
+    for step in (2, 4, 3):
+        save(checkpointer, filled(step))
+    assert checkpointer.newest(print).step == 3
+    assert steps(checkpointer) == [4, 3]
+
+
+def test_a_later_start_counts_more_than_any_number_of_saves(checkpointer, run, open_checkpointer):
+    for step in (2, 4, 6):
+        save(checkpointer, filled(step))
+    later = open_checkpointer(run)
+    later.attempt = 1
+    save(later, filled(3))
+    assert later.newest(print).step == 3
 
 
 # Damage
@@ -563,9 +596,25 @@ def test_due_by_minutes_is_since_the_last_save(monkeypatch):
     assert not saves.overdue()
     clock.now += 1
     assert saves.overdue()
-    saves.saved()
+    saves.saved(5.0)
     assert not saves.overdue()
     clock.now += 600
+    assert saves.overdue()
+
+
+def test_auto_is_due_by_what_the_last_save_cost(monkeypatch):
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    saves = schedule("auto")
+    assert due(saves) == [20]
+    clock.now += SHORTEST
+    assert saves.overdue()
+    saves.saved(1.0)
+    interval = optimal_interval(1.0, Checkpoint().mtbf_seconds)
+    assert interval > SHORTEST
+    clock.now += interval - 1
+    assert not saves.overdue()
+    clock.now += 1
     assert saves.overdue()
 
 

@@ -1,9 +1,10 @@
 """The command line: one module a verb. A verb imports what it needs when it runs.
 
 Exit codes: 0 finished or target met; 2 bad input; 70 internal error; 75 interrupted and durable;
-76 diverged; 130 interrupted twice.
+76 diverged; 77 budget spent; 130 interrupted twice.
 """
 
+import errno
 import os
 import sys
 import traceback
@@ -11,9 +12,20 @@ import traceback
 import typer
 
 from pitstop import __version__
-from pitstop.cli import ablate, data, devices, evaluate, lr_find, plan, recipes, train
+from pitstop.cli import (
+    ablate,
+    data,
+    devices,
+    evaluate,
+    lr_find,
+    plan,
+    recipes,
+    train,
+    verify_resume,
+)
 from pitstop.core.errors import InputError, RankFailedError
 from pitstop.core.exit_codes import BAD_INPUT, INTERNAL, KILLED
+from pitstop.launch.init import leave_process_1
 from pitstop.runtime.place import Place, end_process
 
 HUGE_PAGES = ("THP_MEM_ALLOC_ENABLE", "1")
@@ -23,6 +35,9 @@ Each step of training has its memory cleared by the system, page by page. With p
 of 4 kB, a step of cifarnet with 1,024 images took 1.0 s instead of 1.25 (two cores, medians of 4
 runs of 8 steps in turn).
 """
+
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+"""Errors of the system that are for the user to mend."""
 
 app = typer.Typer(
     name="pitstop",
@@ -37,6 +52,7 @@ app.command("plan")(plan.plan)
 app.command("eval")(evaluate.evaluate)
 app.command("ablate")(ablate.ablate)
 app.command("lr-find")(lr_find.lr_find)
+app.command("verify-resume")(verify_resume.verify_resume)
 app.command("devices")(devices.devices)
 app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipes")
@@ -57,6 +73,7 @@ def root(
 
 def main() -> None:
     """Runs the command line; the only place where exceptions become exit codes."""
+    leave_process_1()
     os.environ.setdefault(*HUGE_PAGES)
     code = run(sys.argv[1:])
     if Place.find() is not None:
@@ -84,11 +101,22 @@ def run(arguments: list[str]) -> int:
         if place.rank == 0:
             typer.echo("pitstop: interrupted", err=True)
         return KILLED
+    except OSError as error:
+        if error.errno not in OF_THE_DISK:
+            return _internal(place)
+        where = error.filename or "the disk"
+        typer.echo(f"pitstop: {where}: {error.strerror}: mend that, and start it again", err=True)
+        return BAD_INPUT
     except Exception as error:
         if hasattr(error, "format_message"):  # of typer, which may bring its own click
             typer.echo(f"pitstop: {error.format_message()}", err=True)  # pyright: ignore[reportAttributeAccessIssue]
             return BAD_INPUT
-        traceback.print_exc()
-        which = f" of rank {place.rank}" if place.rank > 0 else ""
-        typer.echo(f"pitstop: internal error{which}: please report the lines above", err=True)
+        return _internal(place)
+
+
+def _internal(place: Place) -> int:
+    """Shows the exception that is being handled, in full."""
+    traceback.print_exc()
+    which = f" of rank {place.rank}" if place.rank > 0 else ""
+    typer.echo(f"pitstop: internal error{which}: please report the lines above", err=True)
     return INTERNAL

@@ -75,6 +75,30 @@ def train(
         int,
         typer.Option(min=1, help="A rank that does not answer for so many seconds is given up"),
     ] = 300,
+    remote: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Keep a copy of the run in a bucket (s3, gs, az)"),
+    ] = None,
+    max_durable_age: Annotated[
+        float | None,
+        typer.Option(metavar="MINUTES", help="End when nothing got to the bucket for so long"),
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="Dollars an hour, of all machines together")
+    ] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(min=0, help="End, saved, when all starts have cost so much ($)")
+    ] = None,
+    max_fruitless_starts: Annotated[
+        int, typer.Option(min=0, help="So many in a row may save nothing; 0 is any number")
+    ] = 5,
+    preemption_file: Annotated[
+        Path | None, typer.Option(help="Save and stop when this file appears")
+    ] = None,
+    preemption_command: Annotated[
+        str | None,
+        typer.Option(metavar="COMMAND", help="Save and stop when it exits with 0; tried every 5 s"),
+    ] = None,
 ) -> None:
     """Train a recipe. The same command goes on with a run that was stopped."""
     from pitstop.core.recipe import load_recipe
@@ -101,6 +125,17 @@ def train(
     for option, number in (("--extend", extend), ("--lr", lr)):
         if number is not None and not 0 < number < math.inf:
             raise InputError(f"{option} {number:g}: must be more than 0, and finite")
+    from pitstop.core.safeguards import Safeguards
+
+    safeguards = Safeguards(
+        remote=remote,
+        max_durable_age=max_durable_age,
+        price=price,
+        max_cost=max_cost,
+        max_fruitless_starts=max_fruitless_starts or None,
+        preemption_file=preemption_file,
+        preemption_command=preemption_command,
+    )
     if resume is not None and no_resume:
         raise InputError("--resume and --no-resume exclude each other")
 
@@ -134,6 +169,7 @@ def train(
         resume=resume,
         start_over=no_resume,
         rank_timeout=rank_timeout,
+        safeguards=safeguards,
     )
     raise typer.Exit(outcome.exit_code)
 

@@ -5,10 +5,11 @@ BAD_INPUT = 2
 INTERNAL = 70
 INTERRUPTED = 75
 DIVERGED = 76
+BUDGET_SPENT = 77
 KILLED = 130
 """Interrupted twice."""
 
-DECIDED = (FINISHED, BAD_INPUT, INTERRUPTED, DIVERGED, KILLED)
+DECIDED = (FINISHED, BAD_INPUT, INTERRUPTED, DIVERGED, BUDGET_SPENT, KILLED)
 """Those that a run comes to by its own decision: nobody should start its ranks again."""
 
 OUTCOME = "PITSTOP_OUTCOME"

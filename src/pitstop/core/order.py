@@ -74,10 +74,11 @@ class Order:
         """Returns how often the run has begun a pass before each image's own, int64 [batch_size].
 
         It grows by one with each pass, so its parity alternates from one time an image is seen to
-        the next (but for a change of data fraction, which may break off a pass).
+        the next (but for a change of data fraction, which may break off a pass). Passes of which
+        images were skipped count.
         """
         segment = self._timeline.segment_at(step)
-        begin = segment.walk_position(step)
+        begin = segment.image_position(step)
         positions = np.arange(begin, begin + segment.batch_size, dtype=np.int64)
         return segment.walk_passes + positions // segment.num_samples
 

@@ -287,15 +287,18 @@ class Checkpoint(Strict):
     """When to save (`1ep`, `500 steps`, `10 min`; always at the end) and what to keep."""
 
     every: str = "1ep"
+    """`auto`: at the interval by which saves and lost work together cost least."""
+    interruptions_per_hour: float = Field(default=0.05, gt=0)
+    """How often the machine is expected to be taken away, for `every: auto`."""
     keep_last: int = Field(default=2, ge=1)
     keep_best: int = Field(default=1, ge=0)
     keep_every: str | None = None
 
     @field_validator("every")
     @classmethod
-    def _epochs_steps_or_minutes(cls, value: str) -> str:
-        if not re.fullmatch(r"[1-9]\d*\s*(ep|steps|min)", value):
-            raise ValueError(f"write {value!r} as '1ep', '500 steps' or '10 min'")
+    def _epochs_steps_minutes_or_auto(cls, value: str) -> str:
+        if not re.fullmatch(r"[1-9]\d*\s*(ep|steps|min)|auto", value):
+            raise ValueError(f"write {value!r} as '1ep', '500 steps', '10 min' or 'auto'")
         return value
 
     @field_validator("keep_every")
@@ -305,11 +308,30 @@ class Checkpoint(Strict):
             raise ValueError(f"write {value!r} as epochs: '5ep'")
         return value
 
+    @property
+    def mtbf_seconds(self) -> float:
+        """The expected time from one interruption to the next."""
+        return 3600 / self.interruptions_per_hour
+
 
 def amount_and_unit(every: str) -> tuple[int, str]:
-    """Splits `500 steps` into (500, "steps")."""
+    """Splits `500 steps` into (500, "steps"); `auto` has no amount."""
     unit = every.lstrip("0123456789 ")
     return int(every.removesuffix(unit)), unit
+
+
+class Divergence(Strict):
+    """What is done about a loss, gradient or weight that is not finite.
+
+    The run goes back to the last good checkpoint and tries again otherwise.
+    """
+
+    retries: int = Field(default=2, ge=0)
+    """How often, before the run is given up."""
+    policy: Literal["skip", "lower_lr"] = "skip"
+    """`skip`: without the images in which it diverged; `lower_lr`: with a lower lr to the end."""
+    factor: float = Field(default=0.5, gt=0, lt=1)
+    """By which `lower_lr` multiplies the lr, at each retry."""
 
 
 class PhaseSettings(Strict):
@@ -417,6 +439,7 @@ class Recipe(PhaseSettings):
     eval: Eval = Eval()
     lr_finder: LrFinder | None = None
     checkpoint: Checkpoint = Checkpoint()
+    divergence: Divergence = Divergence()
     sync_bn: bool = False
     """Batch norm over the whole micro-batch of all ranks; needs GPUs."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -486,9 +509,10 @@ class Recipe(PhaseSettings):
 
         Left out: circumstance (device, precision, compile, deterministic, threads, workers,
         prefetch), what only observes (checkpoint), when to stop early (target_accuracy), names, and
-        the settings that each phase repeats.
+        the settings that each phase repeats. Also what to do about a divergence: what was done is
+        an amendment.
         """
-        aside = {"data", "name", "checkpoint", "target_accuracy"}
+        aside = {"data", "name", "checkpoint", "divergence", "target_accuracy"}
         aside |= {"device", "precision", "compile", "deterministic"}
         aside |= {"threads", "workers", "prefetch"}
         stated = self.model_dump(mode="json", exclude=aside | set(PhaseSettings.model_fields))

@@ -7,10 +7,12 @@ run and a resumed run all ask this one object.
 Positions. The run walks the endless concatenation of epoch permutations, so a batch may straddle
 two epochs and no sample is dropped. Phases of equal data fraction share one walk; a change of
 fraction starts a new one. A phase ends with the first batch that reaches its last sample.
+Skipped samples move where images are taken from, and nothing else: epochs count steps.
 """
 
 import math
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
@@ -67,11 +69,13 @@ class Segment:
     walk: int
     """Which walk: the key, with the pass, of the permutation."""
     walk_first: int
-    """Position in the walk, in samples, of the first image of step `first`."""
+    """Samples of the walk that are done before step `first`, without skipped ones."""
     walk_epoch: float
     """The run's epochs at the start of the walk."""
     walk_passes: int
     """Passes, begun ones included, of all walks before."""
+    skipped: int
+    """Samples of the walk that are left out: by so many its images lie further on."""
     curves: Curves = field(repr=False)
 
     @property
@@ -83,8 +87,12 @@ class Segment:
         return self.last - self.first
 
     def walk_position(self, step: int) -> int:
-        """Returns the position in the walk, in samples, before `step`."""
+        """Returns the samples of the walk that are done before `step`, without skipped ones."""
         return self.walk_first + (step - self.first) * self.batch_size
+
+    def image_position(self, step: int) -> int:
+        """Returns where in the walk, in samples, the images of `step` begin."""
+        return self.walk_position(step) + self.skipped
 
     def epoch(self, step: int) -> float:
         """Returns the epochs done before `step`, over the whole run."""
@@ -165,11 +173,39 @@ class MicroBatch(Strict):
     grad_accum_steps: int = Field(ge=1)
 
 
+class SkipData(Strict):
+    """Other images from the step on: those that the next `batches` steps would have had never come.
+
+    In each walk of which these steps would have drawn, all images from here on are taken as many
+    samples further on: in the middle of a phase, `batches` x batch_size. The walk stays what it
+    was, the endless concatenation of the same permutations, so this may leave out the end of a
+    pass, or whole ones. Epochs, evaluations, schedules and the ends of phases stay those by the
+    step. Skips add up. An extension, or another recipe, that goes on in the walk goes on behind
+    what was skipped.
+    """
+
+    kind: Literal["skip_data"] = "skip_data"
+    batches: int = Field(ge=1)
+
+
+class LowerLr(Strict):
+    """The lr times `factor`, from the step to the end of the run as it is planned by then.
+
+    Factors multiply. What is decided later (an extension, another recipe) states its own lr, which
+    is not lowered.
+    """
+
+    kind: Literal["lower_lr"] = "lower_lr"
+    factor: float = Field(gt=0, lt=1)
+
+
 class Amendment(Strict):
     """What was decided while running, at `step`. It never alters a step before that."""
 
     step: int = Field(ge=0)
-    change: Annotated[Extend | Rebase | FoundLr | MicroBatch, Field(discriminator="kind")]
+    change: Annotated[
+        Extend | Rebase | FoundLr | MicroBatch | SkipData | LowerLr, Field(discriminator="kind")
+    ]
 
 
 _AMENDMENTS = TypeAdapter(tuple[Amendment, ...])
@@ -215,6 +251,10 @@ class Timeline:
                     continue
                 case MicroBatch(grad_accum_steps=steps):
                     segments = _accumulating(segments, step, steps)
+                case SkipData(batches=batches):
+                    segments = _skipping(segments, step, batches)
+                case LowerLr(factor=factor):
+                    segments = _lowered(segments, step, factor)
                 case Extend() as extend:
                     segments += (_extension(segments[-1], extend),)
                 case Rebase(recipe=changed):
@@ -289,7 +329,7 @@ class Timeline:
     def position(self, step: int) -> Position:
         """Returns where in the data the batch of `step` begins."""
         segment = self.segment_at(step)
-        pass_, index = divmod(segment.walk_position(step), segment.num_samples)
+        pass_, index = divmod(segment.image_position(step), segment.num_samples)
         return Position(segment.walk, pass_, index)
 
     def epoch_ends(self, every: int) -> frozenset[int]:
@@ -350,11 +390,12 @@ class _Place:
     walk_position: int
     walk_epoch: float
     walk_passes: int
+    skipped: int
     num_samples: int | None
     """Of the walk; None when the next segment has to begin another."""
 
 
-_START = _Place(0, 0.0, -1, 0, 0.0, 0, None)
+_START = _Place(0, 0.0, -1, 0, 0.0, 0, 0, None)
 
 
 def _plan(recipe: Recipe, num_samples: int) -> tuple[Segment, ...]:
@@ -420,6 +461,7 @@ def _lay(recipe: Recipe, num_samples: int, place: _Place) -> list[Segment]:
             walk_first=place.walk_position,
             walk_epoch=place.walk_epoch,
             walk_passes=place.walk_passes,
+            skipped=place.skipped,
             curves=_STILL,
         )
         segments.append(segment)
@@ -439,6 +481,7 @@ def _new_walk(place: _Place, epoch: float, subset: int) -> _Place:
         walk_position=0,
         walk_epoch=epoch,
         walk_passes=place.walk_passes + before,
+        skipped=0,
         num_samples=subset,
     )
 
@@ -564,24 +607,50 @@ def _extension(end: Segment, extend: Extend) -> Segment:
     )
 
 
+def _cut(segments: tuple[Segment, ...], step: int) -> Iterator[Segment]:
+    """Yields the segments, the one that goes on past `step` in two: before it, and from it on."""
+    for segment in segments:
+        if segment.first < step < segment.last:
+            yield replace(segment, last=step)
+            yield replace(segment, first=step, walk_first=segment.walk_position(step))
+        else:
+            yield segment
+
+
 def _accumulating(segments: tuple[Segment, ...], step: int, parts: int) -> tuple[Segment, ...]:
     """Returns the segments with that of `step` in so many micro-batches from there on."""
-    laid: list[Segment] = []
-    for segment in segments:
-        if not segment.first <= step < segment.last:
-            laid.append(segment)
-            continue
-        if segment.first < step:
-            laid.append(replace(segment, last=step))
-        laid.append(
-            replace(
-                segment,
-                phase=segment.phase.model_copy(update={"grad_accum_steps": parts}),
-                first=step,
-                walk_first=segment.walk_position(step),
-            )
-        )
-    return tuple(laid)
+    more = {"grad_accum_steps": parts}
+    return tuple(
+        replace(segment, phase=segment.phase.model_copy(update=more))
+        if segment.first == step
+        else segment
+        for segment in _cut(segments, step)
+    )
+
+
+def _skipping(segments: tuple[Segment, ...], step: int, batches: int) -> tuple[Segment, ...]:
+    """Returns the segments, from `step` on behind what its next `batches` steps would have had."""
+    laid = [*_cut(segments, step)]
+    left_out: Counter[int] = Counter()
+    for segment in laid:
+        steps = range(max(segment.first, step), min(segment.last, step + batches))
+        left_out[segment.walk] += len(steps) * segment.batch_size
+    return tuple(
+        replace(segment, skipped=segment.skipped + left_out[segment.walk])
+        if segment.first >= step
+        else segment
+        for segment in laid
+    )
+
+
+def _lowered(segments: tuple[Segment, ...], step: int, factor: float) -> tuple[Segment, ...]:
+    """Returns the segments with the lr times `factor` from `step` on."""
+    return tuple(
+        replace(segment, curves=replace(segment.curves, lr=_scaled(segment.curves.lr, factor)))
+        if segment.first >= step
+        else segment
+        for segment in _cut(segments, step)
+    )
 
 
 def _rebased(
@@ -602,6 +671,7 @@ def _rebased(
         walk_position=here.walk_position(step),
         walk_epoch=here.walk_epoch,
         walk_passes=here.walk_passes,
+        skipped=here.skipped,
         num_samples=here.num_samples,
     )
     if recipe.seed != here.recipe.seed:

@@ -9,16 +9,18 @@ from typing import Any
 from rich.console import Console
 
 from pitstop import __version__
+from pitstop.core.errors import InputError
 from pitstop.core.recipe import Recipe
 from pitstop.core.timeline import StepSettings
 from pitstop.data.packed import PackedDataset
 from pitstop.engine.evaluate import Evaluation, described
+from pitstop.engine.guard import Guard
 from pitstop.engine.lr_finder import Search, write_curve
-from pitstop.engine.meter import Reading
-from pitstop.engine.outcome import DIVERGED, INTERRUPTED, Outcome
+from pitstop.engine.meter import Reading, Trouble
+from pitstop.engine.outcome import DIVERGED, INTERRUPTED, NOT_DURABLE, Outcome
 from pitstop.engine.resume import Course, changed_circumstance
 from pitstop.engine.state import TrainState
-from pitstop.io.records import Event, Records
+from pitstop.io.records import Event, Records, lost_work
 from pitstop.io.run_directory import RunDirectory
 from pitstop.report.plotter import Plotter
 from pitstop.report.progress import Progress
@@ -38,6 +40,7 @@ class Journal:
         checkpointer: the run's.
         device, ranks: what it runs on.
         console: what is said goes there.
+        guard: of the run's cost and its copy.
         step: where the run begins or goes on.
         resumes: whether it goes on from a checkpoint.
         evaluated: whether that checkpoint was saved after its step's evaluation.
@@ -53,6 +56,7 @@ class Journal:
         device: Device,
         ranks: Ranks,
         console: Console,
+        guard: Guard,
         *,
         step: int,
         resumes: bool,
@@ -61,8 +65,14 @@ class Journal:
         self.recipe, self.course, self.timeline = recipe, course, course.timeline
         self.data, self.run, self.checkpointer = data, run, checkpointer
         self.device, self.ranks = device, ranks
-        self.resumes = resumes
+        self.guard, self.resumes = guard, resumes
+        checkpointer.attempt, checkpointer.when_saved = guard.attempt, guard.saved
+        self.saved_step = step if resumes else 0
+        lost = lost_work(run, self.saved_step)
+        guard.begin(self.saved_step, world=ranks.world, lost_steps=lost[0], lost_seconds=lost[1])
         self.records = Records(run, step if resumes else None, evaluated=evaluated)
+        self.why: str | None = None
+        """Why the run ends, where its outcome does not say all."""
         self.progress = Progress(console, self.timeline, f"{recipe.name} in {run.path}")
         self.plotter = Plotter(run)
         self.reading: Reading | None = None
@@ -125,6 +135,28 @@ class Journal:
         self.note(course.notes[-1], step)
         self.run.write(found_lr=course.found_lr)
 
+    def diverged(self, trouble: Trouble | None, step: int) -> None:
+        """Says and records at what the run diverged, as found out after so many steps."""
+        where = self.checkpointer.rejected
+        if trouble is not None:
+            step, where = trouble.step, trouble.explained()
+            known = asdict(trouble)
+            del known["step"]
+            self.records.add("diverged", step, **known)
+        self.why = f"not finite at step {step}: {where}"
+        self.note(self.why, step)
+
+    def went_back(self, course: Course, step: int, *, evaluated: bool) -> None:
+        """Goes on from a checkpoint of `step` steps; what was recorded since is cut off."""
+        kept = [f"-- {self.why}"]
+        self.records.close()
+        self.records = Records(self.run, step, evaluated=evaluated)
+        for line in kept:
+            self.records.add("note", step, text=line)
+        self.why, self.reading = None, None
+        self.amended(course, step)
+        self.write_run_json("running", step)
+
     def trained(self, reading: Reading) -> None:
         """Records what was trained since the last time."""
         self.reading = reading
@@ -142,10 +174,13 @@ class Journal:
             loss=reading.loss,
             top1=reading.top1,
             top5=reading.top5,
+            ids=reading.ids,
             seconds=round(reading.seconds, 4),
             wait_seconds=round(reading.wait_seconds, 4),
+            grad_norm=reading.grad_norm,
             **({} if utilization is None else {"utilization": utilization}),
         )
+        self.look(step)
 
     def evaluated(self, step: int, result: Evaluation, seconds: float) -> None:
         """Records an evaluation, shows it, and has the plots drawn."""
@@ -167,14 +202,38 @@ class Journal:
         self.write_run_json("running", step)
         if (problem := self.plotter.update()) is not None:
             self.say(problem)
+        self.look(step)
+
+    def look(self, step: int) -> None:
+        """Looks after what happens beside the training: uploads, the ledger."""
+        durable, problem = self.guard.look(step, self.saved_step)
+        if durable is not None:
+            age = round(time.monotonic() - durable.monotonic, 1)
+            self.records.add("durable", durable.step, at=step, age_seconds=age)
+            self.run.write(durable={"step": durable.step, "time": durable.wall})
+        if problem is not None:
+            self.note(f"not uploaded: {problem}", step)
+        if self.guard.ledger.problem is not None:
+            self.say(self.guard.ledger.problem)
+
+    def reason_to_stop(self) -> Outcome | None:
+        """Says whether the run has to end: it diverged, or the guard wants it to."""
+        if self.checkpointer.rejected is not None:
+            return DIVERGED
+        return self.guard.reason_to_stop()
 
     def is_among_best(self, step: int, top1: float) -> bool:
         """Tells whether an evaluation that was recorded is one whose checkpoint to keep."""
         others = [e["top1"] for at, e in self.records.evaluations.items() if at != step]
         return is_among_best(top1, others, self.recipe.checkpoint)
 
-    def save(self, state: TrainState) -> None:
-        """Saves a checkpoint of the state; the records are on disk before it."""
+    def save(self, state: TrainState) -> float:
+        """Saves a checkpoint of the state; the records are on disk before it.
+
+        Returns:
+            The seconds for which training stood still.
+        """
+        started = time.perf_counter()
         self.records.sync()
         step, evaluations = state.step, self.records.evaluations
         best = self.records.best()
@@ -185,22 +244,42 @@ class Journal:
             best=best is not None and best["step"] == step,
             metadata=self.metadata(),
         )
+        if (problem := self.checkpointer.problem) is not None:  # of the save before
+            self.note(problem, step)
+        else:
+            self.saved_step = step
+        return time.perf_counter() - started
 
     def settle(self, outcome: Outcome) -> Outcome:
         """Waits until all is saved; a state that could not be, as it is not finite, diverged."""
         self.checkpointer.wait()
+        if self.checkpointer.problem is not None:
+            raise InputError(self.checkpointer.problem)
         return DIVERGED if self.checkpointer.rejected is not None else outcome
 
-    def close(self, outcome: Outcome, step: int) -> None:
-        """Says and records how the run ended."""
+    def close(self, outcome: Outcome, step: int, reason: str | None) -> Outcome:
+        """Says and records how the run ended, and makes it durable.
+
+        Args:
+            reason: what interrupted it, if something did.
+        """
+        self.end(outcome, step)
+        if outcome != INTERRUPTED and (problem := self.plotter.finish()) is not None:
+            self.say(problem)  # what interrupts a run may not wait for pictures
+        durable = self.guard.finish(outcome, step, self.saved_step, reason)
+        if durable != outcome:
+            self.end(durable, step)
+        elif (newest := self.guard.durable) is not None:
+            self.say(f"{self.guard.asked.remote}: holds step {newest.step}")
+            self.run.write(durable={"step": newest.step, "time": newest.wall})
+        return durable
+
+    def end(self, outcome: Outcome, step: int) -> None:
+        """Says and records an outcome."""
         self.write_run_json(outcome.status, step, exit_code=outcome.exit_code)
         for line in self.closing_lines(outcome, step):
             self.say(line)
             self.records.add("note", step, text=line)
-        if outcome == INTERRUPTED:
-            return  # what interrupted it may not wait for pictures
-        if (problem := self.plotter.finish()) is not None:
-            self.say(problem)
 
     def show(self, val_top1: float | None = None) -> None:
         """Updates the progress display."""
@@ -243,12 +322,15 @@ class Journal:
         lines = [f"{outcome.status} at step {step}, epoch {self.epoch(step):.2f}"]
         for figures in self.records.evaluations.get(step, {}).get("also", ()):
             lines.append(f"also top1 {figures['top1']:.2f} by {described(figures['protocol'])}")
-        if outcome == DIVERGED:
-            where = self.checkpointer.rejected or f"the loss before step {step}"
-            lines.append(f"not finite: {where}; the checkpoints before it stand; lower lr")
+        if self.why is not None:
+            lines.append(f"{self.why}; the checkpoints before it stand; lower lr")
         for which, manifest in self.checkpointer.best_and_last().items():
             top1 = "" if manifest.top1 is None else f", top1 {manifest.top1:.2f}"
             lines.append(f"{which}: {self.run.checkpoints / manifest.file}{top1}")
+        if outcome == NOT_DURABLE:
+            lines.append(f"{self.guard.problem}: the checkpoints here stand; start it again")
+        if self.guard.asked.price is not None:
+            lines.append(f"spent: ${self.guard.ledger.spent():.2f} of all starts")
         wall = time.strftime("%H:%M:%S", time.gmtime(self.records.wall_seconds()))
         return [*lines, f"total wall time: {wall}"]
 
@@ -279,6 +361,13 @@ class Silence:
 
     def searched(self, search: Search) -> None: ...
 
+    def diverged(self, trouble: Trouble | None, step: int) -> None: ...
+
+    def went_back(self, course: Course, step: int, *, evaluated: bool) -> None: ...
+
+    def reason_to_stop(self) -> Outcome | None:
+        return None
+
     def amended(self, course: Course, step: int) -> None: ...
 
     def trained(self, reading: Reading) -> None: ...
@@ -290,12 +379,14 @@ class Silence:
 
     def show(self) -> None: ...
 
-    def save(self, state: TrainState) -> None: ...
+    def save(self, state: TrainState) -> float:
+        return 0.0
 
     def settle(self, outcome: Outcome) -> Outcome:
         return outcome
 
-    def close(self, outcome: Outcome, step: int) -> None: ...
+    def close(self, outcome: Outcome, step: int, reason: str | None) -> Outcome:
+        return outcome
 
 
 def _described(settings: StepSettings) -> dict[str, object]:

@@ -18,4 +18,7 @@ TARGET_MET = Outcome("target met", exit_codes.FINISHED)
 INTERRUPTED = Outcome("interrupted", exit_codes.INTERRUPTED)
 DIVERGED = Outcome("diverged", exit_codes.DIVERGED)
 
-OUTCOMES = (FINISHED, TARGET_MET, INTERRUPTED, DIVERGED)
+NOT_DURABLE = Outcome("not durable", exit_codes.INTERNAL)
+BUDGET_SPENT = Outcome("budget spent", exit_codes.BUDGET_SPENT)
+
+OUTCOMES = (FINISHED, TARGET_MET, INTERRUPTED, BUDGET_SPENT, NOT_DURABLE, DIVERGED)

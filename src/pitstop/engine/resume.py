@@ -13,12 +13,14 @@ from typing import Any
 
 from pitstop import __version__
 from pitstop.core.errors import InputError
-from pitstop.core.recipe import Recipe, parse_recipe
+from pitstop.core.recipe import Divergence, Recipe, parse_recipe
 from pitstop.core.timeline import (
     Amendment,
     Extend,
     FoundLr,
+    LowerLr,
     Rebase,
+    SkipData,
     Timeline,
     dump_amendments,
     parse_amendments,
@@ -47,6 +49,7 @@ class Wish:
         return {
             **self.recipe.identity(),
             "checkpoint": self.recipe.checkpoint.model_dump(mode="json"),
+            "divergence": self.recipe.divergence.model_dump(mode="json"),
             "target_accuracy": self.recipe.target_accuracy,
             "--rebase": self.rebase,
             "--extend": [self.extend_epochs, self.extend_lr],
@@ -146,6 +149,28 @@ def restore(
     manifest = Manifest(**stated["manifest"])
     data = ranks.from_main(checkpointer.read(manifest) if ranks.main else None)
     return stated["status"], (manifest, parse(data))
+
+
+def retried(course: Course, policy: Divergence, *, at: int, diverged: int) -> Course | None:
+    """Returns the course that tries again from a checkpoint, None where that was done enough.
+
+    Args:
+        course: as the checkpoint has it.
+        at: the checkpoint's step.
+        diverged: the step by which the run had diverged.
+    """
+    before = [a for a in course.amendments if a.step == at]
+    tries = sum(isinstance(a.change, SkipData | LowerLr) for a in before)
+    if tries == policy.retries:
+        return None
+    if policy.policy == "skip":
+        change = SkipData(batches=max(1, diverged - at))
+        how = f"the next {change.batches} batches are skipped"
+    else:
+        change = LowerLr(factor=policy.factor)
+        how = f"lr x {policy.factor:g}"
+    note = f"back to step {at}: {how} (retry {tries + 1} of {policy.retries})"
+    return course.amended(Amendment(step=at, change=change), note)
 
 
 def set_course(

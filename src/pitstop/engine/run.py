@@ -15,11 +15,13 @@ from torch import nn
 from pitstop.core.errors import InputError
 from pitstop.core.machine import cores, cores_a_rank
 from pitstop.core.recipe import LrFinder, Recipe, parse_recipe
+from pitstop.core.safeguards import Safeguards
 from pitstop.data.open import open_dataset
 from pitstop.data.pack import PackingStoppedError
 from pitstop.data.packed import PackedDataset
 from pitstop.data.resolve import DIGITS
 from pitstop.engine.evaluate import evaluate, protocols, side
+from pitstop.engine.guard import Guard
 from pitstop.engine.lr_finder import Search
 from pitstop.engine.outcome import INTERRUPTED, Outcome
 from pitstop.engine.resume import Wish
@@ -29,7 +31,7 @@ from pitstop.nn import models
 from pitstop.runtime.checkpoint import copy_checkpoint
 from pitstop.runtime.devices import Device
 from pitstop.runtime.place import Place, is_restarted
-from pitstop.runtime.preemption import Preemption
+from pitstop.runtime.preemption import Preemption, notice_sources
 from pitstop.runtime.ranks import DEFAULT_TIMEOUT, Ranks
 
 
@@ -40,6 +42,7 @@ def run_training(
     resume: Path | None = None,
     start_over: bool = False,
     rank_timeout: float = DEFAULT_TIMEOUT,
+    safeguards: Safeguards | None = None,
 ) -> Outcome:
     """Trains in the run directory `out`, going on with the run that is there.
 
@@ -50,6 +53,7 @@ def run_training(
         resume: a checkpoint, or a run, to begin from instead; `out` must hold no run yet.
         start_over: move a run that is in the way aside.
         rank_timeout: seconds after which a rank that does not answer is given up.
+        safeguards: of money and durability.
 
     Raises:
         InputError: naming the file, key or option, and the fix.
@@ -62,7 +66,13 @@ def run_training(
     run = RunDirectory(out)
     stated = wish.recipe.workers
     workers = cores_a_rank(place.local_world) if stated == "auto" else stated
-    with Preemption() as preemption, Ranks(place, rank_timeout) as ranks:
+    safeguards = safeguards or Safeguards()
+    notices = (
+        notice_sources(safeguards.preemption_file, safeguards.preemption_command)
+        if place.local_rank == 0
+        else ()
+    )
+    with Preemption(notices) as preemption, Ranks(place, rank_timeout) as ranks:
         if ranks.main:
             run.refuse_foreign()
         device = _device(wish.recipe, place.local_rank)
@@ -80,7 +90,7 @@ def run_training(
         if data is None or stopped:
             return INTERRUPTED
 
-        def go_on() -> Outcome:
+        def go_on(guard: Guard | None = None) -> Outcome:
             return train(
                 wish,
                 data,
@@ -90,6 +100,7 @@ def run_training(
                 workers=workers,
                 preemption=preemption,
                 console=console,
+                guard=guard,
             )
 
         if not ranks.main:
@@ -102,7 +113,9 @@ def run_training(
         with run.lock():
             copied = resume is not None and copy_checkpoint(resume, run)
             try:
-                return go_on()
+                starts_over = start_over and not is_restarted()
+                with Guard(run, safeguards, starts_over=starts_over, say=console.print) as guard:
+                    return go_on(guard)
             except InputError:
                 if copied:
                     run.remove()

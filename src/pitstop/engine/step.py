@@ -1,6 +1,6 @@
 """One step of training."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -39,6 +39,10 @@ class Stage:
         head = {p for layer in classifier(state.model) for p in layer.parameters()}
         self.adaptively_clipped = [p for p in state.model.parameters() if p not in head]
         """All but the classifier's, as in the paper of adaptive gradient clipping."""
+        trained = [(name, p) for name, p in state.model.named_parameters() if p.requires_grad]
+        self.layers = tuple(name for name, _ in trained)
+        """The names of the parameters whose gradients `train_step` measures."""
+        self.trained = [p for _, p in trained]
         self.model = ranks.parallel(state.model)
 
     def warm_up(self) -> str | None:
@@ -154,8 +158,9 @@ def train_step(
         settings: the step's.
 
     Returns:
-        (loss summed over the share's images, correct top-1, correct top-5), float32 [3], on the
-        device: nothing here waits for it.
+        (loss summed over the share's images, correct top-1, correct top-5, and the 2-norm of the
+        gradient of each of the P `stage.layers`, before clipping), float32 [3 + P], on the device:
+        nothing here waits for it.
     """
     phase, recipe, ranks = stage.segment.phase, stage.segment.recipe, stage.ranks
     images, targets = prepare(stage, batch, settings)
@@ -174,13 +179,15 @@ def train_step(
             # the ranks' gradients are averaged: so each counts by the images that it has
             state.scaler.scale(loss * ranks.world / phase.batch_size).backward()
         metrics += torch.stack((loss.detach(), *losses.correct(logits.detach(), y)))
-    _clip(stage, state)
+    state.scaler.unscale_(state.optimizer)
+    norms = _grad_norms(stage.trained)
+    _clip(stage, norms)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
     _average(recipe, state, settings)
     state.step = settings.step + 1
-    return metrics
+    return torch.cat((metrics, norms))
 
 
 def _to_forget(phase: Phase, model: nn.Module) -> list[nn.Parameter]:
@@ -194,13 +201,20 @@ def _to_forget(phase: Phase, model: nn.Module) -> list[nn.Parameter]:
             return [p for p in model.parameters() if not p.requires_grad]
 
 
-def _clip(stage: Stage, state: TrainState) -> None:
+def _grad_norms(parameters: Sequence[nn.Parameter]) -> torch.Tensor:
+    """Returns the 2-norm of each parameter's gradient, float32 [P]; 0 where there is none."""
+    gradients = [p.grad for p in parameters]
+    there = [gradient for gradient in gradients if gradient is not None]
+    norms = iter(torch._foreach_norm(there))  # pyright: ignore[reportPrivateImportUsage]
+    none = torch.zeros((), device=parameters[0].device)
+    return torch.stack([none if g is None else next(norms) for g in gradients])
+
+
+def _clip(stage: Stage, norms: torch.Tensor) -> None:
     recipe = stage.segment.recipe
-    if recipe.clip_grad_norm is None and recipe.agc is None:
-        return
-    state.scaler.unscale_(state.optimizer)
     if recipe.clip_grad_norm is not None:
-        nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip_grad_norm)
+        total = torch.linalg.vector_norm(norms)
+        nn.utils.clip_grads_with_norm_(stage.trained, recipe.clip_grad_norm, total)
     if recipe.agc is not None:
         adaptive_clip_grad(stage.adaptively_clipped, recipe.agc)
 

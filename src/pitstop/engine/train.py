@@ -1,22 +1,32 @@
 """The training loop, and what stands around it."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 
 from pitstop.core.recipe import LrFinder, Recipe
-from pitstop.core.timeline import Amendment, FoundLr, MicroBatch, Timeline
+from pitstop.core.timeline import Amendment, FoundLr, MicroBatch, Timeline, parse_amendments
 from pitstop.data.load import Batch, Loader
 from pitstop.data.packed import PackedDataset
 from pitstop.engine.evaluate import Evaluation, evaluate, protocols, side
+from pitstop.engine.guard import Guard
 from pitstop.engine.initialize import initialize
 from pitstop.engine.journal import Journal, Silence
 from pitstop.engine.lr_finder import Search, search
-from pitstop.engine.meter import Meter
+from pitstop.engine.meter import Meter, Trouble
 from pitstop.engine.micro_batch import fitting_parts
-from pitstop.engine.outcome import DIVERGED, FINISHED, INTERRUPTED, OUTCOMES, TARGET_MET, Outcome
-from pitstop.engine.resume import Course, Wish, check_in_common, restore, set_course
+from pitstop.engine.outcome import (
+    BUDGET_SPENT,
+    DIVERGED,
+    FINISHED,
+    INTERRUPTED,
+    NOT_DURABLE,
+    OUTCOMES,
+    TARGET_MET,
+    Outcome,
+)
+from pitstop.engine.resume import Course, Wish, check_in_common, restore, retried, set_course
 from pitstop.engine.state import TrainState, load_weights
 from pitstop.engine.step import Stage, check_shares, train_step
 from pitstop.io.run_directory import RunDirectory
@@ -31,6 +41,9 @@ LEAST_LOSS_SCALE = 1.0
 """fp16 begins at a scale of 65,536 and halves it with each step that it must skip. Below this, some
 17 have been skipped in a row: the gradients themselves are not finite."""
 
+STOPS = (None, INTERRUPTED, BUDGET_SPENT, NOT_DURABLE, DIVERGED)
+"""What a run stops for between two steps, as the ranks tell each other."""
+
 
 def train(
     wish: Wish,
@@ -42,6 +55,7 @@ def train(
     workers: int,
     preemption: Preemption,
     console: Console,
+    guard: Guard | None,
 ) -> Outcome:
     """Trains a recipe on a dataset in a run directory: from the start, or from where it stands.
 
@@ -53,6 +67,7 @@ def train(
         ranks: entered by the caller.
         workers: threads that decode images.
         preemption: entered by the caller; when it asks, the run saves and ends with INTERRUPTED.
+        guard: rank 0's.
 
     Raises:
         InputError: the run is of another recipe or dataset, or the recipe does not fit the data.
@@ -75,19 +90,18 @@ def train(
         if (ended := _has_ended(status, restored, course, wish.recipe)) is not None:
             if ranks.main:
                 console.print(f"{run.path}: this run has ended: {ended.status}; --extend N goes on")
-            return ended
-        state = checked_state(course, data, device, ranks)
+            return ended if guard is None else guard.settle(ended)
         top1 = None
         notes: tuple[str, ...] = ()
         if restored is not None:
+            state = checked_state(course, data, device, ranks)
             state.load(restored[1])
             top1 = restored[0].top1
         else:
-            notes = load_weights(state, wish.recipe, data.classes, ranks)
-            initialize(state, data.train, course.timeline, device, ranks, workers=workers)
+            state, notes = first_state(course, data, device, ranks, workers=workers)
         resumes, restored = restored is not None, None  # it is as large as the state
         journal = Silence()
-        if ranks.main:
+        if guard is not None:
             journal = Journal(
                 wish.recipe,
                 course,
@@ -97,6 +111,7 @@ def train(
                 device,
                 ranks,
                 console,
+                guard,
                 step=state.step,
                 resumes=resumes,
                 evaluated=top1 is not None,
@@ -106,7 +121,7 @@ def train(
             training = Training(
                 wish, course, data, state, device, ranks, journal, workers, preemption, top1
             )
-            return training.finish(training.loop())
+            return training.run(lambda: restore(run, checkpointer, ranks, console.print)[1])
     finally:
         checkpointer.close()
 
@@ -116,6 +131,20 @@ def check(wish: Wish, data: PackedDataset, device: Device, ranks: Ranks) -> None
     course = set_course(wish, None, ended=False, digest=data.digest, num_samples=len(data.train))
     state = checked_state(course, data, device, ranks)
     load_weights(state, wish.recipe, data.classes, Ranks())
+
+
+def first_state(
+    course: Course, data: PackedDataset, device: Device, ranks: Ranks, *, workers: int
+) -> tuple[TrainState, tuple[str, ...]]:
+    """Returns the state before the first step, and what to say of the weights that are in it.
+
+    Raises:
+        InputError: as `checked_state`; or the weights that the recipe names cannot be had.
+    """
+    state = checked_state(course, data, device, ranks)
+    notes = load_weights(state, course.recipe, data.classes, ranks)
+    initialize(state, data.train, course.timeline, device, ranks, workers=workers)
+    return state, notes
 
 
 def checked_state(course: Course, data: PackedDataset, device: Device, ranks: Ranks) -> TrainState:
@@ -163,9 +192,7 @@ def search_lr(
     """
     ranks = Ranks()
     course = Course(recipe, (), len(data.train))
-    state = checked_state(course, data, device, ranks)
-    load_weights(state, recipe, data.classes, ranks)
-    initialize(state, data.train, course.timeline, device, ranks, workers=workers)
+    state, _ = first_state(course, data, device, ranks, workers=workers)
     training = Training(
         Wish(recipe), course, data, state, device, ranks, Silence(), workers, Preemption()
     )
@@ -191,14 +218,57 @@ class Training:
         top1: float | None = None,
     ) -> None:
         self.wish, self.recipe = wish, wish.recipe
-        self.course, self.timeline = course, course.timeline
         self.data, self.state, self.device, self.ranks = data, state, device, ranks
         self.journal, self.workers, self.preemption = journal, workers, preemption
-        self.saved_step = state.step
-        self.evaluated = None if top1 is None else (state.step, top1)
+        self.outcomes = 0
+        self.trouble: Trouble | None = None
+        """What the run diverged at."""
+        self.begin(course, top1)
+
+    def begin(self, course: Course, top1: float | None) -> None:
+        """Begins, or goes on, from the state: `top1` is that of its evaluation, if it was done."""
+        self.course, self.timeline = course, course.timeline
+        self.saved_step = self.state.step
+        self.evaluated = None if top1 is None else (self.state.step, top1)
         """The last evaluation's step and top-1."""
-        self.meter = Meter(ranks)
-        self.saves = SaveSchedule(wish.recipe.checkpoint, self.timeline)
+        self.meter = Meter(self.ranks)
+        self.saves = SaveSchedule(self.recipe.checkpoint, self.timeline)
+
+    def run(self, newest: Callable[[], Restored | None]) -> Outcome:
+        """Trains until the run ends; where it diverges, goes back and tries again.
+
+        Args:
+            newest: returns the last good checkpoint.
+        """
+        while (outcome := self.settle(self.loop())) == DIVERGED and self.go_back(newest()):
+            pass
+        return self.close(outcome)
+
+    def go_back(self, restored: Restored | None) -> bool:
+        """Goes back to a checkpoint, or the beginning, to try what the recipe says.
+
+        Returns:
+            Whether there is something left to try.
+        """
+        ranks, diverged = self.ranks, self.state.step
+        at = 0 if restored is None else restored[1]["step"]
+        decided = tuple(a for a in self.course.amendments if a.step == 0)
+        if restored is not None:
+            decided = parse_amendments(restored[1]["amendments"])
+        before = Course(self.course.recipe, decided, self.course.num_samples)
+        course = retried(before, self.recipe.divergence, at=at, diverged=diverged)
+        self.journal.diverged(self.trouble, diverged)
+        if course is None:
+            return False
+        if restored is None:
+            state, _ = first_state(before, self.data, self.device, ranks, workers=self.workers)
+            self.state.load(state.state_dict())
+        else:
+            self.state.load(restored[1])
+        ranks.agree(Decision())  # what was wished for before is past
+        self.begin(course, restored[0].top1 if restored else None)
+        self.journal.went_back(course, at, evaluated=self.evaluated is not None)
+        return True
 
     def loop(self) -> Outcome:
         """Trains until the end, or until something ends it before."""
@@ -299,7 +369,7 @@ class Training:
             waited = time.perf_counter() - asked
             ranks.begin(f"training step {step}")
             metrics = train_step(stage, state, batch, settings)
-            self.meter.add(settings, metrics, waited)
+            self.meter.add(settings, metrics, waited, stage.layers, batch.ids, batch.share)
         return None
 
     def between_steps(self) -> Outcome | None:
@@ -307,9 +377,14 @@ class Training:
         step = self.state.step
         unsaved = step > self.saved_step
         evaluate_now = step in self.timeline.evaluations and not self.is_evaluated()
+        reasons = [
+            self.journal.reason_to_stop(),
+            INTERRUPTED if self.preemption.requested else None,
+        ]
         wish = Decision(
-            stop=self.preemption.requested,
-            save=self.ranks.main and unsaved and self.saves.overdue(),
+            stop=max(map(STOPS.index, reasons)),
+            save=unsaved
+            and (self.preemption.at_risk or (self.ranks.main and self.saves.overdue())),
             flush=self.meter.due(),
         )
         decision = self.ranks.agree(wish)
@@ -320,7 +395,7 @@ class Training:
             if not evaluate_now:
                 self.journal.show()
         if decision.stop:
-            return INTERRUPTED
+            return STOPS[decision.stop]
         if evaluate_now:
             if (evaluation := self.evaluate()) is None:
                 return INTERRUPTED
@@ -332,12 +407,17 @@ class Training:
         return self.target_met()
 
     def flush(self) -> bool:
-        """Reads and records the sums; False when they, or all gradients, are not finite."""
+        """Reads and records the sums; False when they, or the gradients, are not finite."""
         reading = self.meter.flush()
         if reading is None:
             return True
         scaler = self.state.scaler
-        if not reading.finite or (scaler.is_enabled() and scaler.get_scale() < LEAST_LOSS_SCALE):
+        if scaler.is_enabled():  # with fp16, now and then a step is skipped
+            finite_gradients = scaler.get_scale() >= LEAST_LOSS_SCALE
+        else:
+            finite_gradients = reading.finite_gradients
+        if not (reading.finite_loss and finite_gradients):
+            self.trouble = reading.trouble
             return False
         self.journal.trained(reading)
         return True
@@ -380,16 +460,24 @@ class Training:
 
     def save(self) -> None:
         """Saves a checkpoint of this step."""
-        self.journal.save(self.state)
+        self.saves.saved(self.journal.save(self.state))
         self.saved_step = self.state.step
-        self.saves.saved()
+        self.preemption.saved()
 
-    def finish(self, outcome: Outcome) -> Outcome:
-        """Makes the state durable where it is worth it, and says how the run ended."""
+    def settle(self, outcome: Outcome) -> Outcome:
+        """Makes the state durable; if it cannot be, as it is not finite, the run has diverged."""
         if outcome != DIVERGED and self.state.step > self.saved_step:
             self.save()
         self.ranks.begin(ENDING)
-        outcome = self.journal.settle(outcome)
-        self.journal.close(outcome, self.state.step)
+        return self.same_for_all(self.journal.settle(outcome))
+
+    def close(self, outcome: Outcome) -> Outcome:
+        """Says how the run ended."""
+        outcome = self.journal.close(outcome, self.state.step, self.preemption.reason)
+        return self.same_for_all(outcome)
+
+    def same_for_all(self, outcome: Outcome) -> Outcome:
+        """Returns rank 0's outcome."""
+        self.outcomes += 1
         own = OUTCOMES.index(outcome) if self.ranks.main else None
-        return OUTCOMES[self.ranks.say_to_all("outcome", own)]
+        return OUTCOMES[self.ranks.say_to_all(f"outcome/{self.outcomes}", own)]

@@ -9,29 +9,22 @@ the URL and the fix, and never a secret.
 
 import os
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
 
 from pitstop.core.errors import InputError
+from pitstop.io.storage import sync
 
 SCHEMES = ("s3", "gs", "az", "file")
-
-_RETRY: Any = {
-    "max_retries": 6,
-    "backoff": {"max_backoff": timedelta(seconds=10)},
-    "retry_timeout": timedelta(minutes=2),
-}
-_TIMEOUTS: Any = {"connect_timeout": "5s", "read_timeout": "30s", "timeout": "1day"}
-"""A large object on a slow line may take hours, but never stands still for long."""
 
 _LIST_CHUNK = 1000
 """What S3 answers at once."""
@@ -40,9 +33,36 @@ _CHUNK_BYTES = 2**18
 """Of a stream. Larger ones leave the core's cache and are fresh memory each time: 4 MiB took half
 as much CPU time again (measured)."""
 
+_PART_BYTES = 8 * 2**20
+_PARTS_AT_ONCE = 4
+"""Of a large object that is written. All parts under way share the line, and each has to be through
+before the patience ends."""
+
 
 class MissingObjectError(InputError):
     """There is no object of this key."""
+
+
+class ObjectExistsError(InputError):
+    """There is an object of this key already."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a server is waited for.
+
+    A large object on a slow line may take hours, but never stands still for long.
+    """
+
+    retries: int = 6
+    retry_seconds: float = 120.0
+    """After these no request is begun anew."""
+    read_seconds: float = 30.0
+    """Without a byte of an answer. What is sent counts as waiting too: a request that writes has to
+    be through by then (measured)."""
+
+
+PATIENCE = Patience()
 
 
 @dataclass(frozen=True)
@@ -64,13 +84,14 @@ class ObjectStore:
     when there is no such object.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, patience: Patience = PATIENCE) -> None:
         self.url = url
+        self._patience = patience
         with _explained(self.url):
-            self._store = _open(self.url)
+            self._store = _open(self.url, patience)
 
-    def __reduce__(self) -> tuple[type["ObjectStore"], tuple[str]]:
-        return ObjectStore, (self.url,)
+    def __reduce__(self) -> tuple[type["ObjectStore"], tuple[str, Patience]]:
+        return ObjectStore, (self.url, self._patience)
 
     def url_of(self, key: str) -> str:
         """Returns the URL of an object, to show."""
@@ -97,43 +118,95 @@ class ObjectStore:
         with _explained(self.url_of(key)):
             return obstore.get_range(self._store, key, start=start, length=length).to_bytes()
 
-    def stream(self, key: str, start: int, length: int) -> Iterator[bytes]:
+    def stream(self, key: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Yields `length` bytes from byte `start` as they come, in chunks of 256 KiB and more.
 
-        Fewer where the object ends before.
+        Fewer where the object ends before; all of them without a length.
         """
         with _explained(self.url_of(key)):
-            asked: Any = {"range": (start, start + length)}
-            yield from obstore.get(self._store, key, options=asked).stream(_CHUNK_BYTES)
+            asked: Any = {"range": {"offset": start} if length is None else (start, start + length)}
+            options = asked if start or length is not None else None
+            yield from obstore.get(self._store, key, options=options).stream(_CHUNK_BYTES)
 
-    def put(self, key: str, content: bytes | Path) -> None:
-        """Writes an object, whole or not at all.
+    def put(self, key: str, content: bytes | Path | Iterator[bytes]) -> None:
+        """Writes an object, whole or not at all; one that is there is replaced.
 
         Args:
-            content: bytes, or the file that has them.
+            content: bytes, the file that has them, or pieces of any size. An object of more than 8
+                MiB is sent in parts of that size; if it fails, the parts are removed.
         """
-        with _explained(self.url_of(key)):
-            obstore.put(self._store, key, content)
+        parts: Any = {"chunk_size": _PART_BYTES, "max_concurrency": _PARTS_AT_ONCE}
+        with _explained(self.url_of(key), "write"):
+            obstore.put(self._store, key, content, **parts)
+            self._sync(key)
+
+    def create(self, key: str, content: bytes) -> None:
+        """Writes an object that is not there yet, in one request; of two who try, one succeeds.
+
+        On S3 that is a conditional write (`If-None-Match: *`), which some servers do not know and
+        some of these ignore. A request whose answer is lost is not repeated: the object may be
+        there all the same.
+
+        Raises:
+            ObjectExistsError: there is one.
+        """
+        with _explained(self.url_of(key), "write"):
+            obstore.put(self._store, key, content, mode="create", use_multipart=False)
+            self._sync(key)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Removes objects; on some stores one that is not there is an error."""
+        if keys:
+            with _explained(self.url, "delete"):
+                obstore.delete(self._store, keys)
+
+    def _sync(self, key: str) -> None:
+        """Puts an object of a directory on disk, with the folders that lead to it."""
+        if isinstance(self._store, LocalStore) and self._store.prefix is not None:
+            root = self._store.prefix
+            folders = [root / parent for parent in PurePosixPath(key).parents]
+            for path in (root / key, *folders):
+                sync(path)
 
 
-def open_store(url: str) -> ObjectStore:
+def open_store(
+    url: str, *, make_directory: bool = False, patience: Patience = PATIENCE
+) -> ObjectStore:
     """Opens a bucket or a folder in it (`s3://bucket/folder`), or a directory.
 
     Nothing is asked of a bucket yet, a directory must exist.
 
+    Args:
+        make_directory: makes a directory that does not exist, in one that does.
+
     Raises:
         InputError: another scheme, no bucket's name, no such directory, an unknown AWS profile.
     """
-    return ObjectStore(url)
+    path = _directory(url)
+    if path is not None and make_directory:
+        try:
+            path.mkdir(exist_ok=True)
+        except OSError as error:
+            fix = "make the directory it lies in, or name another one"
+            raise InputError(f"{url}: cannot be made: {error.strerror}: {fix}") from None
+    return ObjectStore(url, patience)
 
 
-def _open(url: str) -> S3Store | GCSStore | AzureStore | LocalStore:
+def _directory(url: str) -> Path | None:
+    """Returns the directory that a URL means, None where it means a bucket."""
     scheme, separator, rest = url.partition("://")
-    if not separator or scheme == "file":
-        path = Path(unquote(rest) if separator else url).expanduser()
+    if separator and scheme != "file":
+        return None
+    return Path(unquote(rest) if separator else url).expanduser()
+
+
+def _open(url: str, patience: Patience) -> S3Store | GCSStore | AzureStore | LocalStore:
+    path = _directory(url)
+    if path is not None:
         if not path.is_dir():
             raise InputError(f"{url}: is not a directory: name one, or a bucket (s3://...)")
-        return LocalStore(path)
+        return LocalStore(path, automatic_cleanup=True)
+    scheme, _, rest = url.partition("://")
     bucket, _, prefix = rest.partition("/")
     if scheme not in SCHEMES:
         raise InputError(f"{url}: write it as s3://..., gs://..., az://... or a directory")
@@ -141,15 +214,26 @@ def _open(url: str) -> S3Store | GCSStore | AzureStore | LocalStore:
         raise InputError(f"{scheme}://: keep credentials out of the URL: {_CREDENTIALS[scheme]}")
     if not bucket:
         raise InputError(f"{url}: write it as {scheme}://BUCKET/FOLDER")
-    options: Any = {"client_options": _client_options(), "retry_config": _RETRY}
+    options: Any = {
+        "client_options": _client_options(patience),
+        "retry_config": {
+            "max_retries": patience.retries,
+            "backoff": {"max_backoff": timedelta(seconds=10)},
+            "retry_timeout": timedelta(seconds=patience.retry_seconds),
+        },
+    }
     folder = prefix.strip("/") or None
     if scheme == "s3":
         return S3Store(bucket, prefix=folder, credential_provider=_aws_profile(url), **options)
     return (GCSStore if scheme == "gs" else AzureStore)(bucket, prefix=folder, **options)
 
 
-def _client_options() -> dict[str, Any]:
-    options = dict(_TIMEOUTS)
+def _client_options(patience: Patience) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "connect_timeout": "5s",
+        "read_timeout": timedelta(seconds=patience.read_seconds),
+        "timeout": "1day",
+    }
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     if urlsplit(endpoint).hostname in ("localhost", "127.0.0.1", "::1"):
         options["allow_http"] = True
@@ -214,7 +298,7 @@ _CAUSES = (
         "the credentials were not accepted",
         "{credentials}",
     ),
-    ("403 Forbidden", "access was denied", "ask for the right to list and read, or {credentials}"),
+    ("403 Forbidden", "access was denied", "ask for the right to {right}, or {credentials}"),
     (
         "InvalidRange|range was invalid|object was only",
         "the object is shorter than expected",
@@ -226,6 +310,7 @@ _CAUSES = (
         "the endpoint has no TLS",
         "set AWS_ALLOW_HTTP=true if you trust the way there",
     ),
+    (r"status code: 50[0234]", "the server failed", "try again later"),
     (
         "HTTP error|timed out",
         "the server was not reached",
@@ -235,26 +320,32 @@ _CAUSES = (
 """What obstore's messages hold, what it means, and the fix. Its exceptions do not tell these."""
 
 
+_PARTICIPLES = {"list and read": "read", "write": "written", "delete": "deleted"}
+
+
 @contextmanager
-def _explained(url: str) -> Generator[None]:
-    """Turns what obstore raises into an InputError."""
+def _explained(url: str, right: str = "list and read") -> Generator[None]:
+    """Turns what obstore raises into an InputError; `right` is what the block takes."""
     try:
         yield
     except (BaseError, OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise _explain(url, error) from None
+        raise _explain(url, error, right) from None
 
 
-def _explain(url: str, error: Exception) -> InputError:
+def _explain(url: str, error: Exception, right: str) -> InputError:
+    if isinstance(error, AlreadyExistsError):
+        return ObjectExistsError(f"{url}: is there already: give another name")
     text = _without_secrets(str(error).partition("\n\nDebug source")[0])
     credentials = _CREDENTIALS.get(url.partition("://")[0], "check the rights of the files")
     for pattern, what, fix in _CAUSES:
         if re.search(pattern, text):
-            return InputError(f"{url}: {what}: {fix.format(credentials=credentials)}")
+            fix = fix.format(credentials=credentials, right=right)
+            return InputError(f"{url}: {what}: {fix}")
     if isinstance(error, FileNotFoundError):
         return MissingObjectError(f"{url}: is not there: check the name")
-    return InputError(f"{url}: cannot be read: {' '.join(text.split())}")
+    return InputError(f"{url}: cannot be {_PARTICIPLES[right]}: {' '.join(text.split())}")
 
 
 def _without_secrets(text: str) -> str:

@@ -10,10 +10,12 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from pitstop.core.errors import InputError
 from pitstop.io.run_directory import RunDirectory
 from pitstop.io.storage import write_text
 
@@ -97,6 +99,12 @@ def read_events(path: Path) -> list[Event]:
     return events
 
 
+def lost_work(run: RunDirectory, step: int) -> tuple[int, float]:
+    """Returns the steps that are recorded after `step`, and the seconds that they took."""
+    after = [e for e in read_events(run.events) if e["kind"] == "train" and e["step"] > step]
+    return max((e["step"] - step for e in after), default=0), sum(e["seconds"] for e in after)
+
+
 class Records:
     """Appends to a run's records.
 
@@ -133,7 +141,11 @@ class Records:
         self._flush()
 
     def add(self, kind: str, step: int, **values: Any) -> None:
-        """Appends an event; `step` counts the steps done."""
+        """Appends an event; `step` counts the steps done.
+
+        Raises:
+            InputError: the disk is full, or gone: a run whose records end is none to go on with.
+        """
         event = {
             "kind": kind,
             "step": step,
@@ -141,9 +153,13 @@ class Records:
             "wall_seconds": round(self.wall_seconds(), 3),
             **values,
         }
-        self._events.write(json.dumps(event) + "\n")
-        self._derive(event)
-        self._flush()
+        try:
+            self._events.write(json.dumps(event) + "\n")
+            self._derive(event)
+            self._flush()
+        except OSError as error:
+            fix = "make room, and start it again; it goes on from its last checkpoint"
+            raise InputError(f"{self._run.events}: {error.strerror}: {fix}") from None
 
     def wall_seconds(self) -> float:
         """Returns the seconds that the run's processes have run, restarts included."""
@@ -164,7 +180,8 @@ class Records:
     def close(self) -> None:
         """Closes the files."""
         for file in (self._events, self._csv, self._text):
-            file.close()
+            with suppress(OSError):  # it is told where it came up
+                file.close()
 
     def _flush(self) -> None:
         for file in (self._events, self._csv, self._text):

@@ -2,6 +2,7 @@
 
 run.json             status, metrics with their protocol, identity, circumstance, exit code
 events.jsonl         the records: one JSON object a line; the truth
+ledger.jsonl         what each start of the run cost and lost; never cut back
 training_log.csv     a row an epoch
 training_log.txt     the same to read
 checkpoints/         *.pt, each with a *.json manifest, without which it does not count
@@ -46,6 +47,10 @@ class RunDirectory:
     @property
     def text(self) -> Path:
         return self.path / "training_log.txt"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger.jsonl"
 
     @property
     def lr_curve(self) -> Path:

@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
-from pitstop.core.recipe import Model, Protocol, RandAugment, Recipe
+from pitstop.core.interval import ASSUMED_SAVE_SECONDS, optimal_interval
+from pitstop.core.recipe import Checkpoint, Model, Protocol, RandAugment, Recipe
 from pitstop.core.timeline import Segment, Timeline
 
 
@@ -19,6 +20,7 @@ def notes(timeline: Timeline) -> list[str]:
         *_optimization(recipe),
         *_average(timeline),
         _evaluation(timeline),
+        *_saving(recipe.checkpoint),
         *_target(recipe),
     ]
 
@@ -150,6 +152,17 @@ def protocol(recipe: Recipe, shown: Protocol) -> str:
     if shown.translate_average:
         parts.append(f"averaged with two moved by {shown.translate_average} px")
     return ", ".join(parts)
+
+
+def _saving(policy: Checkpoint) -> Iterator[str]:
+    if policy.every == "auto":
+        minutes = optimal_interval(ASSUMED_SAVE_SECONDS, policy.mtbf_seconds) / 60
+        yield (
+            f"checkpoints every {minutes:.1f} min, if a save takes {ASSUMED_SAVE_SECONDS:g} s "
+            "(assumed; the run measures its own) and the machine is taken away "
+            f"{policy.interruptions_per_hour:g} times an hour (assumed): each time half of that, "
+            f"{minutes / 2:.1f} min, is expected to be lost"
+        )
 
 
 def _target(recipe: Recipe) -> Iterator[str]:

@@ -7,24 +7,31 @@ stands still only while the state is copied on the host; a thread does the rest.
 
 import io
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors.torch import save as safetensors_bytes
 
 from pitstop.core.errors import InputError
+from pitstop.core.interval import SHORTEST, optimal_interval
 from pitstop.core.recipe import Checkpoint, amount_and_unit
 from pitstop.core.timeline import Timeline
 from pitstop.io.run_directory import RunDirectory
 from pitstop.io.storage import PARTIAL, atomic_write, read_json, sha256, write_json, write_text
 
 StateDict = dict[str, Any]
+
+MAX_FAILURES = 2
+"""Saves in a row that fail, after which a run ends: it would go on for nothing."""
+
+MEND = "make room or mend the rights, and start it again; the checkpoints before it stand"
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,10 @@ class Manifest:
     file: str
     bytes: int
     sha256: str
+    attempt: int = 0
+    """The start of the run, as numbered by its bucket, that saved it; 0 without a bucket."""
+    sequence: int = 0
+    """How many the run has saved: a rollback leaves the newest with fewer steps than before."""
 
 
 Restored = tuple[Manifest, StateDict]
@@ -56,7 +67,13 @@ class SaveSchedule:
     """When to save: by the policy, and at the end of the run."""
 
     def __init__(self, policy: Checkpoint, timeline: Timeline) -> None:
-        self._amount, self._unit = amount_and_unit(policy.every)
+        self._policy = policy
+        self._amount, self._unit = 0, policy.every
+        if policy.every == "auto":
+            self._seconds = SHORTEST
+        else:
+            self._amount, self._unit = amount_and_unit(policy.every)
+            self._seconds = 60.0 * self._amount if self._unit == "min" else math.inf
         self._epoch_ends = timeline.epoch_ends(self._amount) if self._unit == "ep" else frozenset()
         self._last = timeline.last
         self._saved_at = time.monotonic()
@@ -69,12 +86,13 @@ class SaveSchedule:
 
     def overdue(self) -> bool:
         """Tells whether to save by this process's clock."""
-        minutes = (time.monotonic() - self._saved_at) / 60
-        return self._unit == "min" and minutes >= self._amount
+        return time.monotonic() - self._saved_at >= self._seconds
 
-    def saved(self) -> None:
-        """Notes the time of a save."""
+    def saved(self, seconds: float) -> None:
+        """Notes a save, for which this process stood still for so many seconds."""
         self._saved_at = time.monotonic()
+        if self._policy.every == "auto":
+            self._seconds = optimal_interval(seconds, self._policy.mtbf_seconds)
 
 
 class Checkpointer:
@@ -92,8 +110,16 @@ class Checkpointer:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._host: Any = None
+        self._failures = 0
+        """Saves in a row, up to the last, that did not get to disk."""
+        self.attempt = 0
+        """Under which checkpoints are saved; raised to that of the newest where it is lower."""
+        self.when_saved: Callable[[Manifest], None] = lambda manifest: None
+        """Is told, in the thread that writes, of each checkpoint that is on disk."""
         self.rejected: str | None = None
         """Says which value of the last snapshot was not finite, when it was discarded for that."""
+        self.problem: str | None = None
+        """Says what kept the last save from getting to disk."""
 
     # Restoring
 
@@ -103,6 +129,8 @@ class Checkpointer:
         What a kill left behind is swept, and a damaged checkpoint is removed and the one before
         taken; `say` is told so.
         """
+        self.wait()
+        self.rejected = None
         self._sweep(say)
         for manifest in reversed(self.manifests()):
             if _is_whole(self._directory, manifest):
@@ -116,10 +144,9 @@ class Checkpointer:
         return (self._directory / manifest.file).read_bytes()
 
     def manifests(self) -> list[Manifest]:
-        """Returns the manifests in order of step; one that cannot be read does not count."""
+        """Returns the manifests, the newest last; one that cannot be read does not count."""
         read = (_read_manifest(path) for path in self._directory.glob("*.json"))
-        found = [manifest for manifest in read if manifest is not None]
-        return sorted(found, key=lambda manifest: (manifest.step, manifest.top1 is not None))
+        return sorted((manifest for manifest in read if manifest is not None), key=_age)
 
     def _sweep(self, say: Callable[[str], None]) -> None:
         """Removes what a kill has left unfinished, and manifests that cannot be read."""
@@ -155,18 +182,30 @@ class Checkpointer:
 
         Returns:
             The seconds for which the training stood still.
+
+        Raises:
+            InputError: neither of the last two saves got to disk.
         """
         start = time.perf_counter()
         self.wait()
+        if self.problem is not None and self._failures >= MAX_FAILURES:
+            raise InputError(self.problem)
         self._host = _to_host(state, self._host)
         self._writing = self._writer.submit(self._write, epoch, top1, best, metadata)
         return time.perf_counter() - start
 
     def wait(self) -> None:
-        """Waits until the last save is on disk; raises what kept it from getting there."""
+        """Waits until the last save is on disk, or has failed."""
         writing, self._writing = self._writing, None
-        if writing is not None:
+        if writing is None:
+            return
+        try:
             writing.result()
+            self._failures, self.problem = 0, None
+        except OSError as error:
+            self._failures += 1
+            where = error.filename or self._directory
+            self.problem = f"{where}: the checkpoint was not saved: {error.strerror}: {MEND}"
 
     def close(self) -> None:
         """Waits, and ends the thread."""
@@ -185,13 +224,34 @@ class Checkpointer:
         name += "" if top1 is None else f"-top1-{top1:.2f}"
         while (path := self._directory / f"{name}.pt").exists():
             name += "+"  # never write over a checkpoint that counts
+        try:
+            self._write_files(path, epoch, top1, best, metadata)
+        except OSError:
+            path.unlink(missing_ok=True)  # the disk may be full
+            raise
+
+    def _write_files(
+        self, path: Path, epoch: float, top1: float | None, best: bool, metadata: StateDict
+    ) -> None:
         with atomic_write(path) as file:
-            torch.save(self._host, file)
-        manifest = Manifest(step, epoch, top1, path.name, path.stat().st_size, sha256(path))
+            _save(self._host, file)
+        before = self.manifests()
+        attempt, sequence = (before[-1].attempt, before[-1].sequence) if before else (0, 0)
+        manifest = Manifest(
+            self._host["step"],
+            epoch,
+            top1,
+            path.name,
+            path.stat().st_size,
+            sha256(path),
+            max(attempt, self.attempt),
+            sequence + 1,
+        )
         for which in ("last", "best") if best else ("last",):
             self._write_weights(which, metadata)
         write_json(path.with_suffix(".json"), asdict(manifest))  # last: from here on it counts
         self._drop_old(manifest)
+        self.when_saved(manifest)
 
     def _write_weights(self, which: str, metadata: StateDict) -> None:
         model, ema = self._host["model"], self._host["ema"]
@@ -230,6 +290,11 @@ class Checkpointer:
         path = self._directory / manifest.file
         path.with_suffix(".json").unlink(missing_ok=True)
         path.unlink(missing_ok=True)
+
+
+def _age(manifest: Manifest) -> tuple[int, int, int, bool]:
+    """Returns what orders checkpoints in time; those of older versions have their steps only."""
+    return manifest.attempt, manifest.sequence, manifest.step, manifest.top1 is not None
 
 
 def _read_manifest(path: Path) -> Manifest | None:
@@ -273,6 +338,16 @@ def _to_host(value: Any, before: Any) -> Any:
     return value
 
 
+def _save(state: StateDict, file: IO[bytes]) -> None:
+    """Writes a state as torch does; raises OSError, which torch hides, where it cannot."""
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
 def _not_finite(value: Any, name: str = "") -> str | None:
     """Returns the name of the first tensor with a value that is not finite."""
     if isinstance(value, torch.Tensor):
@@ -313,10 +388,10 @@ def copy_checkpoint(source: Path, run: RunDirectory) -> bool:
     records = RunDirectory(directory.parent).events
     if records.exists():
         shutil.copyfile(records, run.events)
-    name = whole[-1].file
-    for path in (directory / name, (directory / name).with_suffix(".json")):
-        with atomic_write(run.checkpoints / path.name) as file, path.open("rb") as original:
-            shutil.copyfileobj(original, file)
+    path = run.checkpoints / whole[-1].file
+    with atomic_write(path) as file, (directory / path.name).open("rb") as original:
+        shutil.copyfileobj(original, file)
+    write_json(path.with_suffix(".json"), asdict(replace(whole[-1], attempt=0)))
     if whole[-1] == there[-1]:
         for weights in directory.parent.glob("*.safetensors"):
             shutil.copyfile(weights, run.path / weights.name)

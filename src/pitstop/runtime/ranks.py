@@ -59,9 +59,13 @@ STARTING, ENDING = "starting", "ending"
 
 @dataclass(frozen=True)
 class Decision:
-    """What all ranks do after a step."""
+    """What all ranks do after a step.
 
-    stop: bool = False
+    `stop` is why to: the highest number that any of them gives, 0 for not at all. What the numbers
+    mean is up to the caller.
+    """
+
+    stop: int = 0
     save: bool = False
     flush: bool = False
 
@@ -179,7 +183,8 @@ class Ranks:
             return Decision()
         work, tensor = self._pending
         work.wait()
-        return Decision(*(bool(value) for value in tensor.tolist()))
+        stop, save, flush = tensor.tolist()
+        return Decision(stop, bool(save), bool(flush))
 
     def gather(self, values: Iterable[float]) -> torch.Tensor:
         """Returns the values of all ranks, float64 [world, n]; waits for them."""

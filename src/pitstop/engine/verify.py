@@ -5,8 +5,10 @@ random times, each time started anew. All tensors of the last checkpoint, and th
 of all steps, must be the same.
 """
 
+import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -27,7 +29,9 @@ from pitstop.io.run_directory import RunDirectory
 from pitstop.runtime.checkpoint import Checkpointer, parse
 
 IN_START = 0.2
-"""The share of kills that come before training has begun."""
+"""The share of kills that come before the run is opened."""
+
+POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -64,17 +68,18 @@ def verify_resume(
     Raises:
         InputError: `out` is not empty, or the command does not train to its end in peace.
     """
+    if shutil.which("ps") is None:
+        raise InputError("ps: there is no such command here: install procps, which finds the ranks")
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: is not empty: give another --out")
     whole, killed = RunDirectory(out / "uninterrupted"), RunDirectory(out / "killed")
     began = time.monotonic()
-    _run_to_its_end(command, whole)
+    start = _run_to_its_end(command, whole)
     seconds = time.monotonic() - began
-    training = sum(event["seconds"] for event in _trained(whole))
     began = time.monotonic()
     hits = 0
-    for delay in _delays(kills, random.Random(seed), start=seconds - training, training=training):
-        code = _run(command, killed, kill_after=delay)
+    for delay in _delays(kills, random.Random(seed), start=start, work=seconds - start):
+        code, _ = _run(command, killed, kill_after=delay)
         if code != -signal.SIGKILL:
             say(f"the run ended with exit code {code} before a kill after {delay:.1f} s")
             break
@@ -87,32 +92,42 @@ def verify_resume(
     return Verdict(tuple(differences(whole, killed)), hits, seconds, seconds_killed, lost_steps)
 
 
-def _delays(kills: int, rng: random.Random, *, start: float, training: float) -> list[float]:
-    """Returns the seconds from each start to its kill: so drawn that most runs do not end before.
+def _delays(kills: int, rng: random.Random, *, start: float, work: float) -> list[float]:
+    """Returns the seconds from each start to its kill: so drawn that few runs end before.
 
     Args:
-        start: seconds from the start of a process to that of training.
-        training: seconds of the whole run.
+        start: seconds from the start of a process until it has opened the run.
+        work: seconds from there to the end.
     """
-    longest = 2 * training / (kills + 1)
+    longest = 1.5 * work / (kills + 1)
     return [
         rng.uniform(0, start) if rng.random() < IN_START else start + rng.uniform(0, longest)
         for _ in range(kills)
     ]
 
 
-def _run_to_its_end(command: Sequence[str], run: RunDirectory) -> None:
-    if (code := _run(command, run)) != FINISHED:
+def _run_to_its_end(command: Sequence[str], run: RunDirectory) -> float:
+    """Returns after how many seconds the run was opened."""
+    code, start = _run(command, run)
+    if code != FINISHED:
         raise InputError(f"{_log(run)}: training ended with exit code {code}: mend what it says")
+    return start
 
 
 def _log(run: RunDirectory) -> Path:
     return run.path.with_suffix(".log")
 
 
-def _run(command: Sequence[str], run: RunDirectory, kill_after: float | None = None) -> int:
-    """Runs a command for a run; kills it, and all that it started, after so many seconds."""
+def _run(
+    command: Sequence[str], run: RunDirectory, kill_after: float = math.inf
+) -> tuple[int, float]:
+    """Runs a command for a run; kills it, and all that it started, after so many seconds.
+
+    Returns:
+        The exit code, and after how many seconds the run was opened.
+    """
     run.path.parent.mkdir(parents=True, exist_ok=True)
+    began, opened = time.monotonic(), 0.0
     with _log(run).open("ab") as log:
         process = subprocess.Popen(
             [*command, "--out", str(run.path)],
@@ -121,13 +136,16 @@ def _run(command: Sequence[str], run: RunDirectory, kill_after: float | None = N
             start_new_session=True,
         )
     try:
-        return process.wait(kill_after)
-    except subprocess.TimeoutExpired:
-        _kill(process)
-        return process.wait()
-    except BaseException:
-        _kill(process)
-        raise
+        while process.poll() is None:
+            passed = time.monotonic() - began
+            opened = opened or (passed if run.events.exists() else 0.0)
+            if passed > kill_after:
+                break
+            time.sleep(POLL_SECONDS)
+    finally:
+        if process.poll() is None:
+            _kill(process)
+    return process.wait(), opened
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

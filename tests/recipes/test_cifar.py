@@ -64,7 +64,10 @@ def test_losses_and_weights_are_those_of_airbench(monkeypatch):
         "flip": "none",
         "translate": 0,
         "model.kwargs.widths": WIDTHS,
-        "phases.0.duration": "50%",  # the whitening's bias is trained for the first epoch
+        "phases": [  # whole images; the whitening's bias is trained for the first epoch
+            {"duration": "50%"},
+            {"duration": "rest", "freeze": ["whiten"]},
+        ],
     }
     device, ranks = Device.choose("fp32", compile=False), Ranks()
     recipe = load_recipe("cifar", overrides=stated)

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-slow check bench proofs clean
+.PHONY: demo test test-slow check soak bench proofs clean
 
 demo: $(READY)            ## train the demo recipe on handwritten digits: about a minute
 	$(BIN)/pitstop train demo
@@ -19,6 +19,9 @@ check: $(READY)           ## formatting, lints, types, direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-cache
+
+soak: $(READY)            ## 200 SIGKILLs and 50 damaged checkpoints: minutes
+	$(BIN)/python tests/cli/soak.py --kills 200 --damages 50 --seed 0
 
 bench: $(READY)           ## the benchmarks; nothing else should be running
 	$(BIN)/python benchmarks/engine_overhead.py

@@ -556,7 +556,9 @@ def test_divergence_keeps_the_checkpoints_before_it(command, tiny):
     assert [path.name[:29] for path in checkpoints("run")] == ["epoch-0001.00-step-00000009-t"]
     assert stated["best"]["step"] == 9
     text = Path("run/training_log.txt").read_text()
-    assert re.search(r"not finite at step \d+: .*lower lr\nbest: .*\nlast: .*\ntotal wall time: ", text)
+    assert re.search(
+        r"not finite at step \d+: .*lower lr\nbest: .*\nlast: .*\ntotal wall time: ", text
+    )
     evaluated = json.loads(command("eval", "run", "--json").out)
     assert evaluated["top1"] == stated["best"]["top1"]
     assert command(*diverging).code == 76

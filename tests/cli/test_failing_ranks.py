@@ -58,6 +58,7 @@ def test_a_rank_that_dies_is_named(train):
     assert "pitstop: rank 1 was killed by SIGKILL" in done.stderr
 
 
+@pytest.mark.slow
 def test_when_the_first_rank_dies_it_is_named_too(train):
     done = train("step", 3, "SIGKILL", 0)
     assert done.returncode == 70

@@ -43,6 +43,7 @@ def stated(tmp_path: Path) -> dict[str, object]:
     return json.loads((tmp_path / "run" / "run.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_tasks_of_a_slurm_step_train_together(train, environment, tmp_path):
     (zero, first, _), (other, second, _) = slurm_step(environment, train, train)
     assert (zero, other) == (0, 0)

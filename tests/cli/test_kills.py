@@ -15,6 +15,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pitstop.io.run_directory import RunDirectory
+
+from .soak import MOST_LOST, Run, states_here
+
 WEIGHTS = ("last", "last-raw", "best", "best-raw")
 RECIPE = {
     "name": "tiny",
@@ -94,16 +98,22 @@ def cache(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def unkilled(cache, tmp_path_factory) -> Callable[[int], list[str]]:
-    """Returns the weights of a run on so many ranks that nobody killed."""
+def whole(cache, tmp_path_factory) -> Callable[[int], Path]:
+    """Returns a run on so many ranks that nobody killed."""
 
     @functools.cache
-    def unkilled(nproc: int) -> list[str]:
-        out = tmp_path_factory.mktemp("unkilled") / "run"
+    def whole(nproc: int) -> Path:
+        out = tmp_path_factory.mktemp("whole") / "run"
         assert train(cache, out, nproc=nproc) == 0
-        return fingerprints(out)
+        return out
 
-    return unkilled
+    return whole
+
+
+@pytest.fixture(scope="module")
+def unkilled(whole) -> Callable[[int], list[str]]:
+    """Returns the weights of a run on so many ranks that nobody killed."""
+    return lambda nproc: fingerprints(whole(nproc))
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
@@ -129,6 +139,45 @@ def test_sigterm_saves_exits_75_and_goes_on(cache, unkilled, tmp_path):
     assert fingerprints(out) == unkilled(1)
 
 
+# With a copy elsewhere
+
+
+@pytest.fixture
+def attacked(cache, whole, tmp_path, monkeypatch) -> Run:
+    """A run with a copy in a directory, of which soak.py keeps account."""
+    whole(1)
+    for name, value in environment(cache).items():
+        monkeypatch.setenv(name, value)
+    return Run(cache / "tiny.yaml", tmp_path / "run", str(tmp_path / "copy"), random.Random(0))
+
+
+def test_killed_while_it_uploads_and_while_it_restores(attacked, whole):
+    """Half a file there, an empty disk here, half of what belongs on it, bit rot."""
+    assert attacked.go_on("upload", 16)
+    attacked.empty()
+    assert attacked.go_on("restore", 16)
+    assert attacked.go_on("verify", 12)
+    newest = states_here(attacked.out)[-1]
+    attacked.damage_here(newest, "bit flipped")
+    assert attacked.go_on("snapshot", 1)
+    assert not attacked.go_on()
+    attacked.compare(RunDirectory(whole(1)))
+    assert attacked.tally.wrong == []
+    assert max(attacked.tally.lost_here) <= MOST_LOST
+
+
+@pytest.mark.slow
+def test_a_short_soak():
+    script = Path(__file__).with_name("soak.py")
+    few = ["--kills", "24", "--damages", "8", "--seed", "3", "--json"]
+    done = subprocess.run(
+        [sys.executable, script, *few], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    tally = json.loads(done.stdout)
+    assert (tally["kills_equal"], tally["recovered"]) == (24, 8)
+
+
 # Three ranks
 
 
@@ -152,6 +201,7 @@ def test_a_rank_killed_and_then_all_of_them(cache, unkilled, tmp_path):
     assert fingerprints(out) == unkilled(3)
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_rank_the_launcher_or_all_saves_at_one_step(cache, unkilled, tmp_path):
     out = tmp_path / "run"
     assert train(cache, out, "step", 3, "SIGTERM", who="2", nproc=3) == 75
@@ -165,6 +215,7 @@ def test_sigterm_to_one_rank_the_launcher_or_all_saves_at_one_step(cache, unkill
     assert fingerprints(out) == unkilled(3)
 
 
+@pytest.mark.slow
 def test_ranks_save_and_end_when_their_launcher_is_killed(cache, unkilled, tmp_path):
     out = tmp_path / "run"
     assert train(cache, out, "step", 3, "SIGKILL", who="1-launcher", nproc=3) == -signal.SIGKILL

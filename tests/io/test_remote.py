@@ -715,8 +715,44 @@ def test_what_goes_missing_before_it_is_restored_takes_the_snapshot_before(
     snapshot = newest(remote, lines)
     remote.store.delete([snapshot.files["events.jsonl"].key])
     taken = remote.restore(snapshot, tmp_path / "empty", lines.append)
+    assert taken is not None
     assert taken.sequence == 1
     assert contents(tmp_path / "empty") == first
+
+
+@pytest.mark.parametrize("damage", ["missing", "flipped"])
+def test_a_damaged_file_that_is_not_needed_is_left_out(
+    damage: str, any_remote: Remote, run: Path, uploading: Uploading, lines: Lines, tmp_path: Path
+) -> None:
+    """All snapshots share it: going back would not help."""
+    uploader = uploading(any_remote, any_remote.claim())
+    for sequence in (1, 2):
+        files = {name: run / name for name in contents(run)}
+        uploader.offer(files, ["events.jsonl"], sequence=sequence, step=1, epoch=0.5, top1=None)
+        assert uploader.wait(SECONDS), uploader.problem
+    key = newest(any_remote, lines).files["best.safetensors"].key
+    if damage == "missing":
+        any_remote.store.delete([key])
+    else:
+        any_remote.store.put(key, b"bost")
+    there = contents(run)
+    del there["best.safetensors"]
+    assert restored(any_remote, lines, tmp_path / "empty") == there
+    (line,) = lines
+    assert line == f"{any_remote.store.url_of(key)}: is damaged; going on without it"
+
+
+def test_nothing_older_than_what_is_there_is_restored(
+    saved_twice: tuple[Remote, dict[str, bytes]], run: Path, lines: Lines
+) -> None:
+    remote, _ = saved_twice
+    snapshot, before = newest(remote, lines), contents(run)
+    assert remote.restore(snapshot, run, lines.append, newer_than=snapshot.age) is None
+    remote.store.put(snapshot.files["events.jsonl"].key, b"2\n1\n")
+    attempt, sequence = snapshot.age
+    older = attempt, sequence - 1
+    assert remote.restore(snapshot, run, lines.append, newer_than=older) is None
+    assert contents(run) == before
 
 
 def test_when_no_snapshot_is_whole_nothing_is_touched(

@@ -45,7 +45,8 @@ class Guard:
         self._uploader: Uploader | None = None
         self._told: str | None = None
         self._durable: Durable | None = None
-        self._since = time.monotonic()
+        self._opened = time.monotonic()
+        self._offered = time.monotonic()
         remote = None if asked.remote is None else Remote(asked.remote)
         if remote is not None and not starts_over:
             _restore(run, remote, say)
@@ -65,11 +66,14 @@ class Guard:
                 f"them, then go on with --max-fruitless-starts {starts + 1}"
             )
 
-    def begin(self, step: int, *, world: int, lost_steps: int, lost_seconds: float) -> None:
+    def begin(
+        self, step: int, *, world: int, machine: str, lost_steps: int, lost_seconds: float
+    ) -> None:
         """Notes in the ledger that training begins, or goes on, after so many steps."""
         self.ledger.begin(
             step=step,
             world=world,
+            machine=machine,
             price=self.asked.price,
             attempt=self.attempt,
             lost_steps=lost_steps,
@@ -78,9 +82,14 @@ class Guard:
 
     def saved(self, manifest: Manifest) -> None:
         """Has the run uploaded as it stands after a save; any thread may call it."""
+        self._offered = time.monotonic()
         if self._uploader is not None:
+            state = self.run.checkpoints / manifest.file
+            files = _files(self.run)
+            needed = {state, state.with_suffix(".json"), self.run.events, self.run.ledger}
             self._uploader.offer(
-                _files(self.run),
+                files,
+                [name for name, place in files.items() if place in needed],
                 sequence=manifest.sequence,
                 step=manifest.step,
                 epoch=manifest.epoch,
@@ -116,8 +125,13 @@ class Guard:
         if oldest is None or self._uploader is None:
             return None
         durable = self._uploader.durable
-        since = self._since if durable is None else durable.monotonic
+        since = self._opened if durable is None else durable.monotonic
         return NOT_DURABLE if time.monotonic() - since > 60 * oldest else None
+
+    def copy_is_due(self) -> bool:
+        """Says whether to save now, so that there is something newer to upload in time."""
+        oldest = self.asked.max_durable_age
+        return oldest is not None and time.monotonic() - self._offered >= 60 * oldest / 2
 
     def finish(self, outcome: Outcome, step: int, saved_step: int, reason: str | None) -> Outcome:
         """Closes the ledger, and waits until the run as it stands is durable.
@@ -172,15 +186,17 @@ def _newest(run: RunDirectory) -> Manifest | None:
 
 def _restore(run: RunDirectory, remote: Remote, say: Say) -> None:
     """Makes the run directory the newest snapshot, if that is newer than what is there."""
-    snapshot, here = remote.newest(say), _newest(run)
+    snapshot = remote.newest(say)
     if snapshot is None:
         return
-    if here is not None and (here.attempt, here.sequence) >= (snapshot.attempt, snapshot.sequence):
-        return
+    here = Checkpointer(run, Checkpoint()).newest(say)  # whole: a damaged one is no reason to stay
     with TemporaryDirectory(prefix="pitstop-") as scratch:
         ledger = Path(scratch) / run.ledger.name
         ledger.write_bytes(run.ledger.read_bytes() if run.ledger.exists() else b"")
-        restored = remote.restore(snapshot, run.path, say)
+        age = None if here is None else (here.attempt, here.sequence)
+        restored = remote.restore(snapshot, run.path, say, newer_than=age)
+        if restored is None:
+            return
         Ledger(run.ledger).merge(ledger)
     say(f"restored step {restored.step} from {remote.store.url_of(restored.key)}")
 

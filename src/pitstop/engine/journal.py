@@ -69,7 +69,13 @@ class Journal:
         checkpointer.attempt, checkpointer.when_saved = guard.attempt, guard.saved
         self.saved_step = step if resumes else 0
         lost = lost_work(run, self.saved_step)
-        guard.begin(self.saved_step, world=ranks.world, lost_steps=lost[0], lost_seconds=lost[1])
+        guard.begin(
+            self.saved_step,
+            world=ranks.world,
+            machine=device.name,
+            lost_steps=lost[0],
+            lost_seconds=lost[1],
+        )
         self.records = Records(run, step if resumes else None, evaluated=evaluated)
         self.why: str | None = None
         """Why the run ends, where its outcome does not say all."""
@@ -216,6 +222,10 @@ class Journal:
         if self.guard.ledger.problem is not None:
             self.say(self.guard.ledger.problem)
 
+    def copy_is_due(self) -> bool:
+        """Says whether the bucket wants a newer checkpoint."""
+        return self.guard.copy_is_due()
+
     def reason_to_stop(self) -> Outcome | None:
         """Says whether the run has to end: it diverged, or the guard wants it to."""
         if self.checkpointer.rejected is not None:
@@ -269,7 +279,7 @@ class Journal:
         durable = self.guard.finish(outcome, step, self.saved_step, reason)
         if durable != outcome:
             self.end(durable, step)
-        elif (newest := self.guard.durable) is not None:
+        elif outcome != NOT_DURABLE and (newest := self.guard.durable) is not None:
             self.say(f"{self.guard.asked.remote}: holds step {newest.step}")
             self.run.write(durable={"step": newest.step, "time": newest.wall})
         return durable
@@ -364,6 +374,9 @@ class Silence:
     def diverged(self, trouble: Trouble | None, step: int) -> None: ...
 
     def went_back(self, course: Course, step: int, *, evaluated: bool) -> None: ...
+
+    def copy_is_due(self) -> bool:
+        return False
 
     def reason_to_stop(self) -> Outcome | None:
         return None

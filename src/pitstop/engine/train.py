@@ -381,10 +381,10 @@ class Training:
             self.journal.reason_to_stop(),
             INTERRUPTED if self.preemption.requested else None,
         ]
+        overdue = self.ranks.main and self.saves.overdue()
         wish = Decision(
             stop=max(map(STOPS.index, reasons)),
-            save=unsaved
-            and (self.preemption.at_risk or (self.ranks.main and self.saves.overdue())),
+            save=unsaved and (overdue or self.preemption.at_risk or self.journal.copy_is_due()),
             flush=self.meter.due(),
         )
         decision = self.ranks.agree(wish)

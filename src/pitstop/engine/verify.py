@@ -216,7 +216,7 @@ def unequal(one: Any, other: Any, name: str = "") -> list[str]:
             return [name]
         pairs = [(i, a, b) for i, (a, b) in enumerate(zip(one, other, strict=True))]
     else:
-        return [] if one == other else [name]
+        return [] if type(one) is type(other) and one == other else [name]
     return [line for key, a, b in pairs for line in unequal(a, b, f"{name}.{key}".lstrip("."))]
 
 

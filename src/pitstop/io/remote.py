@@ -70,8 +70,15 @@ class Snapshot:
     """UTC, when it was offered."""
     files: dict[str, StoredFile]
     """By their paths in the run directory, in the order in which they are put in place there."""
+    needed: tuple[str, ...]
+    """The names of those without which the run cannot go on; the others may be damaged."""
     key: str
     """Of the manifest; not in it."""
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """Orders the states of a run in time: attempt, sequence."""
+        return self.attempt, self.sequence
 
     @property
     def rank(self) -> tuple[int, int, int]:
@@ -100,6 +107,8 @@ class Snapshot:
                 raise ValueError(f"names {name!r}, which is not inside the run directory")
             if not (_KEY.fullmatch(file.key) and is_inside(file.key)):
                 raise ValueError(f"names {file.key!r}, which is no key of a snapshot")
+        if not snapshot.files.keys() >= set(snapshot.needed):
+            raise ValueError("needs a file that it does not name")
         return snapshot
 
 
@@ -182,26 +191,36 @@ class Remote:
         """
         return next(self.snapshots(self.list(), say), None)
 
-    def restore(self, snapshot: Snapshot, path: Path, say: Say) -> Snapshot:
+    def restore(
+        self, snapshot: Snapshot, path: Path, say: Say, *, newer_than: tuple[int, int] | None = None
+    ) -> Snapshot | None:
         """Downloads a snapshot into the run directory, over what is there.
 
-        Nothing is put in place before everything is there and its checksums are right. If they
-        are not, the snapshot before is taken and `say` is told.
+        Nothing is put in place before everything is there and its checksums are right. Where those
+        of a needed file are not, the snapshot before is taken; of any other, it is left out. `say`
+        is told.
+
+        Args:
+            newer_than: the `age` of a whole state that is there: none as old as it is restored.
 
         Returns:
-            The snapshot that was restored.
+            The snapshot that was restored; None where none is newer.
 
         Raises:
             InputError: this snapshot and all before are damaged, or `path` cannot be written.
         """
         for candidate in self._from(snapshot, say):
+            if newer_than is not None and candidate.age <= newer_than:
+                return None
             try:
-                damaged = self._restore(candidate, path)
+                damaged = self._restore(candidate, path, say)
             except OSError as error:
                 raise InputError(f"{path}: cannot be written: {error.strerror}") from None
             if damaged is None:
                 return candidate
             say(f"{self.store.url_of(damaged)}: is damaged; going back to the snapshot before")
+        if newer_than is not None:
+            return None
         raise InputError(f"{self.store.url}: no snapshot is whole: give another --remote")
 
     def list(self) -> Listing:
@@ -215,7 +234,8 @@ class Remote:
                 snapshot = self._read(key, say)
                 if snapshot is None:
                     continue
-                lost = next((f for f in snapshot.files.values() if not listing.has(f)), None)
+                needed = (snapshot.files[name] for name in snapshot.needed)
+                lost = next((file for file in needed if not listing.has(file)), None)
                 if lost is None:
                     yield snapshot
                 else:
@@ -253,19 +273,25 @@ class Remote:
         except MissingObjectError:
             return None
 
-    def _restore(self, snapshot: Snapshot, path: Path) -> str | None:
-        """Puts the files of a snapshot in place; returns the key of one that is damaged."""
+    def _restore(self, snapshot: Snapshot, path: Path, say: Say) -> str | None:
+        """Puts the files of a snapshot in place; returns the key of a damaged one it needs."""
         places = {path / name: file for name, file in snapshot.files.items()}
         folders = {place.parent for place in places}
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
         try:
             with ThreadPoolExecutor(_FILES_AT_ONCE, "restore") as pool:
-                whole = list(pool.map(self._download, places, places.values()))
-            if not all(whole):
-                return [*places.values()][whole.index(False)].key
-            for place in places:
-                _partial(place).replace(place)
+                whole = dict(
+                    zip(places, pool.map(self._download, places, places.values()), strict=True)
+                )
+            for name in snapshot.needed:
+                if not whole[path / name]:
+                    return snapshot.files[name].key
+            for place, file in places.items():
+                if whole[place]:
+                    _partial(place).replace(place)
+                else:
+                    say(f"{self.store.url_of(file.key)}: is damaged; going on without it")
             for folder in folders:
                 sync(folder)
             return None

@@ -11,7 +11,7 @@ What fails is tried again, from the file on at which it failed, until there is a
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import count
@@ -87,6 +87,7 @@ class _Offer:
     monotonic: float
     wall: float
     files: dict[str, _File]
+    needed: tuple[str, ...]
     opened: ExitStack
     tries: int = 0
 
@@ -123,6 +124,7 @@ class Uploader:
     def offer(
         self,
         files: Mapping[str, Path],
+        needed: Collection[str] | None = None,
         *,
         sequence: int,
         step: int,
@@ -138,12 +140,14 @@ class Uploader:
         Args:
             files: by their paths in the run directory, in the order in which they are to be put in
                 place when the snapshot is restored.
+            needed: the names of those without which the run cannot go on; None is all.
             sequence: counts the saves of the run's life.
             step: steps done.
             epoch: epochs done.
             top1: of the evaluation at this step in percent, None without one.
         """
         assert all(is_inside(name) for name in files)
+        assert needed is None or files.keys() >= {*needed}
         with self._changed:
             self._offered += 1
             number = self._offered
@@ -156,7 +160,16 @@ class Uploader:
                 self._problem = f"{error.filename}: cannot be read: {error.strerror}"
             return
         offer = _Offer(
-            number, sequence, step, epoch, top1, time.monotonic(), time.time(), there, opened
+            number,
+            sequence,
+            step,
+            epoch,
+            top1,
+            time.monotonic(),
+            time.time(),
+            there,
+            tuple(files if needed is None else needed),
+            opened,
         )
         with self._changed:
             if self._closing or self._superseded is not None:
@@ -278,6 +291,7 @@ class Uploader:
             offer.top1,
             timestamp(offer.wall),
             stored,
+            offer.needed,
             f"{folder}/manifest.json",
         )
         listing = self._list()

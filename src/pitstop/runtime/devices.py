@@ -193,6 +193,13 @@ class Device:
             WITHOUT_NVML.add(self.torch_device)
             return None
 
+    @property
+    def name(self) -> str:
+        """What it is, for people: a GPU's name, or the kind of processor."""
+        if self.torch_device.type == "cuda":
+            return torch.cuda.get_device_name(self.torch_device)
+        return f"{self.torch_device.type} ({torch.backends.cpu.get_cpu_capability()})"
+
     def circumstance(self) -> dict[str, Any]:
         """Returns what may change from one start of a run to the next without being refused."""
         stated = {

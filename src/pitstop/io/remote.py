@@ -71,7 +71,7 @@ class Snapshot:
     files: dict[str, StoredFile]
     """By their paths in the run directory, in the order in which they are put in place there."""
     needed: tuple[str, ...]
-    """The names of those without which the run cannot go on; the others may be damaged."""
+    """The names of those without which the run cannot go on."""
     key: str
     """Of the manifest; not in it."""
 
@@ -196,9 +196,9 @@ class Remote:
     ) -> Snapshot | None:
         """Downloads a snapshot into the run directory, over what is there.
 
-        Nothing is put in place before everything is there and its checksums are right. Where those
-        of a needed file are not, the snapshot before is taken; of any other, it is left out. `say`
-        is told.
+        Nothing is put in place before everything is there and its checksums are right. If they
+        are not, the snapshot before is taken, and `say` is told. Where no state at all is whole,
+        files that are not needed are left out.
 
         Args:
             newer_than: the `age` of a whole state that is there: none as old as it is restored.
@@ -209,16 +209,17 @@ class Remote:
         Raises:
             InputError: this snapshot and all before are damaged, or `path` cannot be written.
         """
-        for candidate in self._from(snapshot, say):
-            if newer_than is not None and candidate.age <= newer_than:
-                return None
-            try:
-                damaged = self._restore(candidate, path, say)
-            except OSError as error:
-                raise InputError(f"{path}: cannot be written: {error.strerror}") from None
-            if damaged is None:
-                return candidate
-            say(f"{self.store.url_of(damaged)}: is damaged; going back to the snapshot before")
+        for leave_out in (False, True) if newer_than is None else (False,):
+            for candidate in self._from(snapshot, say):
+                if newer_than is not None and candidate.age <= newer_than:
+                    break
+                try:
+                    damaged = self._restore(candidate, path, say, leave_out=leave_out)
+                except OSError as error:
+                    raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+                if damaged is None:
+                    return candidate
+                say(f"{self.store.url_of(damaged)}: is damaged; going back to the snapshot before")
         if newer_than is not None:
             return None
         raise InputError(f"{self.store.url}: no snapshot is whole: give another --remote")
@@ -273,7 +274,7 @@ class Remote:
         except MissingObjectError:
             return None
 
-    def _restore(self, snapshot: Snapshot, path: Path, say: Say) -> str | None:
+    def _restore(self, snapshot: Snapshot, path: Path, say: Say, *, leave_out: bool) -> str | None:
         """Puts the files of a snapshot in place; returns the key of a damaged one it needs."""
         places = {path / name: file for name, file in snapshot.files.items()}
         folders = {place.parent for place in places}
@@ -284,7 +285,7 @@ class Remote:
                 whole = dict(
                     zip(places, pool.map(self._download, places, places.values()), strict=True)
                 )
-            for name in snapshot.needed:
+            for name in snapshot.needed if leave_out else snapshot.files:
                 if not whole[path / name]:
                     return snapshot.files[name].key
             for place, file in places.items():

@@ -45,8 +45,7 @@ class Guard:
         self._uploader: Uploader | None = None
         self._told: str | None = None
         self._durable: Durable | None = None
-        self._opened = time.monotonic()
-        self._offered = time.monotonic()
+        self._opened = self._offered = time.monotonic()
         remote = None if asked.remote is None else Remote(asked.remote)
         if remote is not None and not starts_over:
             _restore(run, remote, say)
@@ -131,7 +130,10 @@ class Guard:
     def copy_is_due(self) -> bool:
         """Says whether to save now, so that there is something newer to upload in time."""
         oldest = self.asked.max_durable_age
-        return oldest is not None and time.monotonic() - self._offered >= 60 * oldest / 2
+        if oldest is None or time.monotonic() - self._offered < 60 * oldest / 2:
+            return False
+        self._offered = time.monotonic()  # it will be: once is enough
+        return True
 
     def finish(self, outcome: Outcome, step: int, saved_step: int, reason: str | None) -> Outcome:
         """Closes the ledger, and waits until the run as it stands is durable.

@@ -24,13 +24,12 @@ The norms read all gradients once, however large the batch: with small batches t
 
 import argparse
 import contextlib
-import functools
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -39,6 +38,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from agreement_cost import timed
 from pitstop.core.recipe import parse_recipe
 from pitstop.core.safeguards import Safeguards
 from pitstop.engine import step, train
@@ -78,18 +78,6 @@ def recipe(steps: int, batch: int) -> dict[str, Any]:
         "eval": {"every": 1000},
         "checkpoint": {"every": "auto"},
     }
-
-
-def timed(spent: list[float], function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        started = time.perf_counter()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            spent.append(time.perf_counter() - started)
-
-    return call
 
 
 def train_once(out: Path, steps: int, batch: int) -> None:

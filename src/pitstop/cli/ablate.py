@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pitstop.cli.options import Set, parse_sets
+from pitstop.cli.options import Data, Set, parse_sets
 from pitstop.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 def ablate(
     recipe: Annotated[str, typer.Argument(help="A recipe's name or a YAML file")],
-    data: Annotated[
-        str | None, typer.Option(help="A packed dataset, a class folder, or `digits`")
-    ] = None,
+    data: Data = None,
     drop: Annotated[
         list[str] | None,
         typer.Option(metavar="TRICK", help="Compare with the recipe without it: mixup, ema, ..."),

@@ -6,17 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from pitstop.cli.options import Set, Workers, parse_sets
+from pitstop.cli.options import Data, RecipeName, Set, Workers, parse_sets
 from pitstop.core.errors import InputError
 
 
 def lr_find(
-    recipe: Annotated[
-        str, typer.Argument(help="A recipe's name (see `pitstop recipes`) or a YAML file")
-    ] = "demo",
-    data: Annotated[
-        str | None, typer.Option(help="A packed dataset, a class folder, or `digits`")
-    ] = None,
+    recipe: RecipeName = "demo",
+    data: Data = None,
     set_: Set = None,
     iterations: Annotated[int | None, typer.Option(help="Steps of the test")] = None,
     start_lr: Annotated[float | None, typer.Option(help="The lr of the first")] = None,

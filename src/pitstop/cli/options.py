@@ -6,6 +6,10 @@ import typer
 
 from pitstop.core.errors import InputError
 
+RecipeName = Annotated[
+    str, typer.Argument(help="A recipe's name (see `pitstop recipes`) or a YAML file")
+]
+Data = Annotated[str | None, typer.Option(help="A packed dataset, a class folder, or `digits`")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override any key: phases.1.resolution=192"),

@@ -6,18 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
-from pitstop.cli.options import Set, Workers, parse_sets
+from pitstop.cli.options import Data, RecipeName, Set, Workers, parse_sets
 from pitstop.core.errors import InputError
 
 
 def train(
     context: typer.Context,
-    recipe: Annotated[
-        str, typer.Argument(help="A recipe's name (see `pitstop recipes`) or a YAML file")
-    ] = "demo",
-    data: Annotated[
-        str | None, typer.Option(help="A packed dataset, a class folder, or `digits`")
-    ] = None,
+    recipe: RecipeName = "demo",
+    data: Data = None,
     out: Annotated[
         Path | None, typer.Option(help="The run directory (default: runs/RECIPE)")
     ] = None,

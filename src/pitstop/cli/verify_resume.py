@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pitstop.cli.options import Set, parse_sets
+from pitstop.cli.options import Data, RecipeName, Set, parse_sets
 from pitstop.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,12 +17,8 @@ DIFFERENT = 1
 
 
 def verify_resume(
-    recipe: Annotated[
-        str, typer.Argument(help="A recipe's name (see `pitstop recipes`) or a YAML file")
-    ] = "demo",
-    data: Annotated[
-        str | None, typer.Option(help="A packed dataset, a class folder, or `digits`")
-    ] = None,
+    recipe: RecipeName = "demo",
+    data: Data = None,
     kills: Annotated[int, typer.Option(min=1, help="How often the run is killed")] = 5,
     seed: Annotated[int, typer.Option(help="Of the times of the kills")] = 0,
     nproc: Annotated[int, typer.Option(min=1, help="Ranks on this machine")] = 1,

@@ -154,11 +154,9 @@ class Journal:
 
     def went_back(self, course: Course, step: int, *, evaluated: bool) -> None:
         """Goes on from a checkpoint of `step` steps; what was recorded since is cut off."""
-        kept = [f"-- {self.why}"]
         self.records.close()
         self.records = Records(self.run, step, evaluated=evaluated)
-        for line in kept:
-            self.records.add("note", step, text=line)
+        self.records.add("note", step, text=f"-- {self.why}")
         self.why, self.reading = None, None
         self.amended(course, step)
         self.write_run_json("running", step)

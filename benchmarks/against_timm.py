@@ -82,7 +82,8 @@ def images(options: argparse.Namespace) -> tuple[Path, Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--timm-train", type=Path, required=True, help="timm's train.py")
-    parser.add_argument("--minutes", type=float, default=12, help="a run (default 12)")
+    parser.add_argument("--minutes", type=float, default=10, help="a run (default 10)")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="of timm")
     parser.add_argument("--seeds", type=int, default=3, help="(default 3)")
     parser.add_argument("--cores", type=int, default=2, help="(default 2)")
     parser.add_argument("--data", type=Path, default=proof.CIFAR10, help="a .tar.gz of train, test")
@@ -104,7 +105,7 @@ def main() -> None:
         result = run.with_suffix(".json")
         return proof.once(result, lambda: proof.pitstop_run(recipe, run, *more))
 
-    way = next(iter(WAYS))
+    way = options.ways[0]
     probes = {float(n): timm(way, f"probe-{n}", n, 0)["seconds"] for n in (1, 2)}
     timm_epochs = max(1, int(proof.epochs_within(60 * options.minutes, probes)))
     (_, one), (_, two) = sorted(probes.items())
@@ -114,9 +115,9 @@ def main() -> None:
     print(f"timm: {timm_epochs} epochs; pitstop: {epochs} epochs, expected in {seconds:.0f} s")
 
     sides: dict[str, list[proof.Result]] = {"pitstop": []}
-    sides |= {f"timm, {way}": [] for way in WAYS}
+    sides |= {f"timm, {way}": [] for way in options.ways}
     for seed in range(options.seeds):
-        for way in WAYS:
+        for way in options.ways:
             sides[f"timm, {way}"].append(timm(way, f"seed-{seed}", timm_epochs, seed))
         sides["pitstop"].append(pitstop(f"seed-{seed}", epochs, seed))
         print(f"\nafter {seed + 1} of {options.seeds} seeds\n\n{proof.table(sides)}", flush=True)

@@ -17,6 +17,7 @@ from pitstop.core.recipe import Recipe, parse_recipe
 from pitstop.core.timeline import (
     Amendment,
     Extend,
+    Fit,
     FoundLr,
     LowerLr,
     MicroBatch,
@@ -54,6 +55,10 @@ def rebase(step: int, onto: Recipe) -> Amendment:
 
 def found(lr: float) -> Amendment:
     return Amendment(step=0, change=FoundLr(lr=lr))
+
+
+def fit(onto: Recipe) -> Amendment:
+    return Amendment(step=0, change=Fit(minutes=5.0, recipe=onto))
 
 
 def micro_batches(step: int, parts: int) -> Amendment:
@@ -1104,11 +1109,37 @@ def test_each_of_several_amendments_leaves_alone_what_came_before_it(data):
 
 
 @given(st.data())
+def test_a_fitted_recipe_is_planned_as_if_it_had_been_stated(data):
+    num_samples = data.draw(st.integers(30, 300))
+    stated, onto = (data.draw(stated_recipes(num_samples, None)) for _ in range(2))
+    alone = planned(onto, num_samples)
+    later = [micro_batches(0, 1), lower(alone.last // 2), extend(alone.last, 1.5)]
+    for amendments in ([], later):
+        fitted = planned(stated, num_samples, [fit(parse_recipe(onto, "test")), *amendments])
+        wanted = planned(onto, num_samples, amendments)
+        assert fitted.segments == wanted.segments
+        assert fitted.evaluations == wanted.evaluations
+
+
+def test_a_fitted_recipe_has_the_lr_that_is_found_after_it():
+    auto = {"lr": "auto", "lr_finder": {"fallback": 0.5}}
+    amendments = [fit(recipe(**auto, epochs=7)), found(0.2)]
+    fitted = Timeline(recipe(**auto), amendments, num_samples=100)
+    assert fitted.segments[0].phase.lr == 0.2
+    assert fitted.epochs == 7
+
+
+@given(st.data())
 def test_amendments_are_read_back_unchanged_from_json(data):
     change = st.one_of(
         st.builds(Extend, epochs=st.floats(0.1, 9), lr=st.floats(0.001, 9)),
         stated_recipes(100, None).map(lambda s: Rebase(recipe=parse_recipe(s, "test"))),
         st.builds(FoundLr, lr=st.floats(1e-6, 9)),
+        st.builds(
+            Fit,
+            minutes=st.floats(0.01, 1e4),
+            recipe=stated_recipes(100, None).map(lambda s: parse_recipe(s, "test")),
+        ),
         st.builds(MicroBatch, grad_accum_steps=st.integers(1, 64)),
         st.builds(SkipData, batches=st.integers(1, 10**6)),
         st.builds(LowerLr, factor=st.floats(0, 1, exclude_min=True, exclude_max=True)),

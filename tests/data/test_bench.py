@@ -3,7 +3,6 @@ import sys
 import pytest
 
 from pitstop.data.bench import bench, cheaper_packing, forget
-from pitstop.data.machines import MACHINES
 from pitstop.data.pack import pack
 from pitstop.data.packed import LEVEL_MARGIN, PackedDataset
 from pitstop.data.sources.digits import digits_source
@@ -67,30 +66,3 @@ def test_a_proposed_level_serves_the_resolution(resolution):
     *_, option = cheaper_packing(resolution, {"short_side": None, "levels": []})
     level = int(option.removeprefix("--levels "))
     assert LEVEL_MARGIN * resolution <= level < LEVEL_MARGIN * resolution + 16
-
-
-def test_a_machine_has_enough_if_its_threads_deliver_what_its_gpus_want():
-    machine = MACHINES["p4d.24xlarge"]  # 8 GPUs of 2,470 images/s, 96 threads
-    a_thread = 2470 * 8 / 96
-    enough, short = machine.need(224, a_thread + 1), machine.need(224, a_thread - 1)
-    assert (enough.enough, enough.workers) == (True, 12)
-    assert (short.enough, short.workers) == (False, 12)
-    assert machine.need(224, 1000).workers == 3
-    assert enough.wanted_images_per_second == 19760
-
-
-def test_what_gpus_want_is_what_was_published():
-    a100, h100 = (MACHINES[name].gpu for name in ("p4d.24xlarge", "p5.48xlarge"))
-    assert a100.rate(224)[:2] == (2470, "published")
-    assert a100.rate(160)[:2] == (3508, "published")
-    assert a100.rate(192)[:2] == (2595, "published")
-    assert h100.rate(224)[:2] == (5187, "derived")
-    assert MACHINES["p3.8xlarge"].gpu.rate(224)[:2] == (1200, "published")
-
-
-def test_a_rate_that_is_not_known_is_derived_from_the_nearest_by_pixels():
-    a100 = MACHINES["p4d.24xlarge"].gpu
-    rate = a100.rate(112)
-    assert rate.images_per_second == pytest.approx(3508 * (160 / 112) ** 2)
-    assert rate.basis == "derived"
-    assert rate.source.startswith("160 px by the number of pixels")

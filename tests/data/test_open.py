@@ -1,12 +1,11 @@
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from pitstop.core.errors import InputError
-from pitstop.data.open import default_cache, open_dataset
+from pitstop.data.open import open_dataset
 from pitstop.data.pack import PackingStoppedError, pack
 from pitstop.data.sources.folder import folder_source
 
@@ -118,17 +117,6 @@ def test_refuses_a_cache_that_cannot_be_written(folder, tmp_path):
     (tmp_path / "cache").write_text("")
     with pytest.raises(InputError, match=r"cannot be written .*PITSTOP_CACHE"):
         opened(folder, tmp_path / "cache")
-
-
-def test_default_cache(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
-    monkeypatch.delenv("PITSTOP_CACHE", raising=False)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert default_cache() == Path("/home/me/.cache/pitstop")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert default_cache() == Path("/x/pitstop")
-    monkeypatch.setenv("PITSTOP_CACHE", "~/p")
-    assert default_cache() == Path("/home/me/p")
 
 
 OPEN = """

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter
 
 from pitstop.cli import app
+from pitstop.cli.launch.common import LaunchCommand, get_train
 from pitstop.core import recipe, schedule
 from pitstop.core.recipe import Recipe, bundled_recipes, load_recipe
 from pitstop.core.timeline import Timeline
@@ -155,8 +156,9 @@ def test_a_command_in_the_documents_has_verbs_and_options_that_exist(line: str):
     command = typer.main.get_command(app)
     for before, word in zip(["", *arguments], arguments, strict=False):
         if word.startswith("--"):
-            known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
-            assert word.partition("=")[0] in known
+            passed_on = get_train().params if isinstance(command, LaunchCommand) else []
+            known = {o for p in (*command.params, *passed_on) for o in (*p.opts, *p.secondary_opts)}
+            assert word.partition("=")[0] in known | {"--help"}
         elif before == "--set":
             assert re.split(r"[.=]", word)[0] in Recipe.model_fields
         elif isinstance(verbs := getattr(command, "commands", None), dict):

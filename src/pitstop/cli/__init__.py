@@ -14,12 +14,17 @@ import typer
 from pitstop import __version__
 from pitstop.cli import (
     ablate,
+    calibrate,
     data,
     devices,
     evaluate,
+    fetch,
+    launch,
     lr_find,
     plan,
+    prices,
     recipes,
+    simulate,
     train,
     verify_resume,
 )
@@ -49,13 +54,18 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("plan")(plan.plan)
+app.command("simulate")(simulate.simulate)
+app.command("prices")(prices.prices)
+app.command("calibrate")(calibrate.calibrate)
 app.command("eval")(evaluate.evaluate)
 app.command("ablate")(ablate.ablate)
 app.command("lr-find")(lr_find.lr_find)
 app.command("verify-resume")(verify_resume.verify_resume)
 app.command("devices")(devices.devices)
+app.command("fetch")(fetch.fetch)
 app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(launch.app, name="launch")
 
 
 def _version(wanted: bool) -> None:

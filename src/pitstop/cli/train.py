@@ -1,13 +1,17 @@
 """`pitstop train`."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pitstop.cli.options import Data, RecipeName, Set, Workers, parse_sets
 from pitstop.core.errors import InputError
+
+if TYPE_CHECKING:  # it takes its time
+    from pitstop.core.safeguards import Safeguards
 
 
 def train(
@@ -19,6 +23,10 @@ def train(
     ] = None,
     set_: Set = None,
     epochs: Annotated[float | None, typer.Option(help="Epochs of the whole run")] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Train as many epochs as fit, by this machine's speed, measured once"),
+    ] = None,
     batch_size: Annotated[
         str | None,
         typer.Option(
@@ -99,41 +107,12 @@ def train(
     """Train a recipe. The same command goes on with a run that was stopped."""
     from pitstop.core.recipe import load_recipe
 
-    stated: dict[str, Any] = {
-        "epochs": epochs,
-        "batch_size": None if batch_size == "auto" else _images(batch_size),
-        "lr": lr if extend is None else None,
-        "seed": seed,
-        "model.name": model,
-        "precision": precision,
-        "device": device,
-        "compile": compile,
-        "deterministic": deterministic,
-        "threads": threads,
-        "workers": workers,
-        "target_accuracy": target_accuracy,
-        "data": data,
-    }
-    overrides = {key: value for key, value in stated.items() if value is not None}
-    loaded = load_recipe(recipe, overrides | parse_sets(set_))
+    asked = context.params
+    overrides = recipe_overrides(asked)
+    loaded = load_recipe(recipe, overrides)
+    safeguards = checked(asked, overrides)
     if loaded.data is None:
         raise InputError(f"recipe {loaded.name} names no data: give --data")
-    for option, number in (("--extend", extend), ("--lr", lr)):
-        if number is not None and not 0 < number < math.inf:
-            raise InputError(f"{option} {number:g}: must be more than 0, and finite")
-    from pitstop.core.safeguards import Safeguards
-
-    safeguards = Safeguards(
-        remote=remote,
-        max_durable_age=max_durable_age,
-        price=price,
-        max_cost=max_cost,
-        max_fruitless_starts=max_fruitless_starts or None,
-        preemption_file=preemption_file,
-        preemption_command=preemption_command,
-    )
-    if resume is not None and no_resume:
-        raise InputError("--resume and --no-resume exclude each other")
 
     from pitstop.cli.launching import launch_ranks
     from pitstop.launch.local import Nodes
@@ -148,15 +127,21 @@ def train(
     if code is not None:
         raise typer.Exit(code)
 
-    from pitstop.engine.resume import Wish
+    from pitstop.engine.resume import TimeLimit, Wish
     from pitstop.engine.run import run_training
 
+    limit = None
+    if minutes is not None:
+        limit = TimeLimit(
+            minutes, lambda epochs: load_recipe(recipe, {**overrides, "epochs": epochs})
+        )
     wish = Wish(
         loaded,
         rebase=rebase,
         extend_epochs=extend,
         extend_lr=lr,
         fit_memory=batch_size == "auto",
+        limit=limit,
     )
     out = out or Path("runs") / loaded.name.replace("/", "-")
     outcome = run_training(
@@ -170,9 +155,78 @@ def train(
     raise typer.Exit(outcome.exit_code)
 
 
-def _images(stated: str | None) -> int | None:
+RECIPE_KEYS = {
+    "epochs": "epochs",
+    "batch_size": "batch_size",
+    "lr": "lr",
+    "seed": "seed",
+    "model": "model.name",
+    "precision": "precision",
+    "device": "device",
+    "compile": "compile",
+    "deterministic": "deterministic",
+    "threads": "threads",
+    "workers": "workers",
+    "target_accuracy": "target_accuracy",
+    "data": "data",
+}
+"""Parameters of `train` that are keys of the recipe."""
+
+
+def recipe_overrides(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keys of the recipe that the parameters of `train` change.
+
+    Raises:
+        InputError: `--batch-size` or a `--set` is none.
+    """
+    stated = {key: asked[name] for name, key in RECIPE_KEYS.items() if asked[name] is not None}
+    if stated.get("batch_size") == "auto":
+        del stated["batch_size"]
+    elif "batch_size" in stated:
+        stated["batch_size"] = _images(stated["batch_size"])
+    if asked["extend"] is not None:
+        stated.pop("lr", None)  # it is that of the extension
+    return stated | parse_sets(asked["set_"])
+
+
+def checked(asked: Mapping[str, Any], overrides: Mapping[str, Any]) -> "Safeguards":
+    """Returns the safeguards that the parameters of `train` ask for.
+
+    Raises:
+        InputError: two of the parameters contradict each other, or one is out of its range.
+    """
+    from pitstop.core.safeguards import Safeguards
+
+    beside = {
+        "--epochs": "epochs" in overrides,
+        "--extend": asked["extend"] is not None,
+        "--rebase": asked["rebase"],
+    }
+    for option, given in beside.items():
+        if given and asked["minutes"] is not None:
+            raise InputError(
+                f"--minutes and {option} exclude each other: --minutes sets the epochs"
+            )
+    for name in ("extend", "lr", "minutes"):
+        number = asked[name]
+        if number is not None and not 0 < number < math.inf:
+            raise InputError(f"--{name} {number:g}: must be more than 0, and finite")
+    if asked["resume"] is not None and asked["no_resume"]:
+        raise InputError("--resume and --no-resume exclude each other")
+    return Safeguards(
+        remote=asked["remote"],
+        max_durable_age=asked["max_durable_age"],
+        price=asked["price"],
+        max_cost=asked["max_cost"],
+        max_fruitless_starts=asked["max_fruitless_starts"] or None,
+        preemption_file=asked["preemption_file"],
+        preemption_command=asked["preemption_command"],
+    )
+
+
+def _images(stated: str) -> int:
     """Returns `--batch-size` as a number."""
     try:
-        return None if stated is None else int(stated)
+        return int(stated)
     except ValueError:
         raise InputError(f"--batch-size {stated}: give a number of images, or auto") from None

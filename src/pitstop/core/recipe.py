@@ -636,7 +636,7 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
         InputError: naming the file, the key and the fix.
     """
     path = find_recipe(name)
-    raw = _read(path, seen=())
+    raw = read_raw(path, seen=())
     raw.setdefault("name", path.stem)
     for key, value in (overrides or {}).items():
         _override(raw, key, value)
@@ -714,8 +714,16 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """Returns the file's mapping laid over that of the recipe it extends."""
+def read_raw(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Returns the file's mapping laid over that of the recipe it extends, and nothing filled in.
+
+    Args:
+        path: a recipe.
+        seen: the recipes that extend it.
+
+    Raises:
+        InputError: it, or what it extends, cannot be read or is no mapping.
+    """
     if path.resolve() in seen:
         raise InputError(f"{path}: extends itself, by way of {seen[-1].name}")
     try:
@@ -738,7 +746,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         base = beside if beside.is_file() else find_recipe(str(parent))
     except InputError as error:
         raise InputError(f"{path}: extends: {error}") from None
-    return _merged(_read(base, (*seen, path.resolve())), own)
+    return _merged(read_raw(base, (*seen, path.resolve())), own)
 
 
 def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

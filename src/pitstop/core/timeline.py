@@ -166,6 +166,14 @@ class FoundLr(Strict):
     """The peak."""
 
 
+class Fit(Strict):
+    """The recipe with as many epochs as fit so many minutes, in place of the run's, at step 0."""
+
+    kind: Literal["fit"] = "fit"
+    minutes: float = Field(gt=0)
+    recipe: Recipe
+
+
 class MicroBatch(Strict):
     """More micro-batches a batch for the rest of the segment: those before did not fit."""
 
@@ -204,7 +212,8 @@ class Amendment(Strict):
 
     step: int = Field(ge=0)
     change: Annotated[
-        Extend | Rebase | FoundLr | MicroBatch | SkipData | LowerLr, Field(discriminator="kind")
+        Extend | Rebase | FoundLr | Fit | MicroBatch | SkipData | LowerLr,
+        Field(discriminator="kind"),
     ]
 
 
@@ -242,12 +251,13 @@ class Timeline:
         self.num_samples = num_samples
         self.lr_is_fallback = False
         found = next((a.change.lr for a in amendments if isinstance(a.change, FoundLr)), None)
-        segments = _plan(_with_found_lr(recipe, found), num_samples)
+        fit = next((a.change.recipe for a in amendments if isinstance(a.change, Fit)), recipe)
+        segments = _plan(_with_found_lr(fit, found), num_samples)
         ends = {segments[-1].last}
         for amendment in amendments:
             step = amendment.step
             match amendment.change:
-                case FoundLr():
+                case FoundLr() | Fit():
                     continue
                 case MicroBatch(grad_accum_steps=steps):
                     segments = _accumulating(segments, step, steps)

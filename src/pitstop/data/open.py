@@ -1,6 +1,5 @@
 """`--data`: whatever the user names becomes an open packed dataset."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from pitstop.data.pack import PackReport, pack_once
 from pitstop.data.packed import PackedDataset
 from pitstop.data.resolve import resolve
 from pitstop.data.sources.base import Source
+from pitstop.io.cache import cache_directory
 
 
 def open_dataset(
@@ -27,7 +27,7 @@ def open_dataset(
         spec: a packed directory, a class folder (layouts: `source`), or "digits"
             (a folder of that name is "./digits").
         cache: where packed datasets are kept, by name and content listing; by default
-            $PITSTOP_CACHE, else $XDG_CACHE_HOME/pitstop, else ~/.cache/pitstop.
+            `cache_directory()`.
         workers: threads that pack.
         progress: called with (images packed, all images).
         should_stop: asked while packing.
@@ -43,7 +43,7 @@ def open_dataset(
     source = named
     for note in source.notes:
         say(note)
-    target = (cache or default_cache()) / f"{_name(source)}-{source.key[:16]}"
+    target = (cache or cache_directory()) / f"{_name(source)}-{source.key[:16]}"
     if target.exists():
         try:
             return PackedDataset.open(target)
@@ -61,14 +61,6 @@ def open_dataset(
     if report is not None:
         _say_packed(report, say)
     return PackedDataset.open(target)
-
-
-def default_cache() -> Path:
-    """Returns the directory where packed datasets are kept."""
-    if place := os.environ.get("PITSTOP_CACHE"):
-        return Path(place).expanduser()
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "pitstop"
 
 
 def _name(source: Source) -> str:

@@ -17,6 +17,7 @@ from pitstop.core.recipe import Divergence, Recipe, parse_recipe
 from pitstop.core.timeline import (
     Amendment,
     Extend,
+    Fit,
     FoundLr,
     LowerLr,
     Rebase,
@@ -34,6 +35,15 @@ SHOWN = 5
 
 
 @dataclass(frozen=True)
+class TimeLimit:
+    """Minutes that a run is to take, and its recipe with any number of epochs."""
+
+    minutes: float
+    recipe_of: Callable[[float], Recipe]
+    """Raises InputError where the recipe's durations do not fit into the epochs."""
+
+
+@dataclass(frozen=True)
 class Wish:
     """What the command asks for: a recipe, and what to do if the run had another one."""
 
@@ -43,6 +53,13 @@ class Wish:
     extend_lr: float | None = None
     fit_memory: bool = False
     """Look for micro-batches that fit into the memory on other devices than GPUs too."""
+    limit: TimeLimit | None = None
+    """Replaces the recipe's epochs, before the first step."""
+
+    @property
+    def minutes(self) -> float | None:
+        """The limit, None without one."""
+        return None if self.limit is None else self.limit.minutes
 
     def in_common(self) -> dict[str, Any]:
         """Returns what must be the same on all ranks, by name."""
@@ -54,6 +71,7 @@ class Wish:
             "--rebase": self.rebase,
             "--extend": [self.extend_epochs, self.extend_lr],
             "--batch-size auto": self.fit_memory,
+            "--minutes": self.minutes,
             "version of pitstop": __version__,
             "version of torch": version("torch"),
         }
@@ -71,11 +89,12 @@ class Course:
     @cached_property
     def timeline(self) -> Timeline:
         """As long as the lr is open, that of the declared fallback."""
-        recipe = self.recipe
+        amendments = self.amendments
         if self.lr_is_open:
-            assert recipe.lr_finder is not None
-            recipe = recipe.with_lr(recipe.lr_finder.fallback)
-        return Timeline(recipe, self.amendments, num_samples=self.num_samples)
+            assert self.recipe.lr_finder is not None
+            fallback = FoundLr(lr=self.recipe.lr_finder.fallback)
+            amendments = (*amendments, Amendment(step=0, change=fallback))
+        return Timeline(self.recipe, amendments, num_samples=self.num_samples)
 
     @property
     def lr_is_open(self) -> bool:
@@ -94,6 +113,12 @@ class Course:
         changes = [amendment.change for amendment in self.amendments]
         rebases = [change.recipe for change in changes if isinstance(change, Rebase)]
         return rebases[-1] if rebases else self.recipe
+
+    @property
+    def minutes(self) -> float | None:
+        """What the epochs were fitted to, None where they are as they were last stated."""
+        changes = [a.change for a in self.amendments if isinstance(a.change, Fit | Rebase)]
+        return changes[-1].minutes if changes and isinstance(changes[-1], Fit) else None
 
     def amended(self, amendment: Amendment, note: str) -> "Course":
         """Returns the course with one more amendment, and what to say of it."""
@@ -202,7 +227,12 @@ def set_course(
 
 def _with_recipe(course: Course, wish: Wish, step: int) -> Course:
     """Returns the course with the wished recipe from `step` on, if it differs and may."""
-    keys, changes = _differences(course.stated.identity(), wish.recipe.identity())
+    # an extension goes on from whatever the epochs came to
+    minutes = wish.minutes if wish.extend_epochs is None else course.minutes
+    keys, changes = _differences(
+        {**course.stated.identity(), "--minutes": course.minutes},
+        {**wish.recipe.identity(), "--minutes": minutes},
+    )
     if not keys:
         return course
     if not wish.rebase:

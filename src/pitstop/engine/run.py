@@ -20,6 +20,7 @@ from pitstop.data.open import open_dataset
 from pitstop.data.pack import PackingStoppedError
 from pitstop.data.packed import PackedDataset
 from pitstop.data.resolve import DIGITS
+from pitstop.engine.calibrate import calibrate
 from pitstop.engine.evaluate import evaluate, protocols, side
 from pitstop.engine.guard import Guard
 from pitstop.engine.lr_finder import Search
@@ -28,6 +29,7 @@ from pitstop.engine.resume import Wish
 from pitstop.engine.train import check, search_lr, train
 from pitstop.io.run_directory import RunDirectory
 from pitstop.nn import models
+from pitstop.plan.calibration import Calibration
 from pitstop.runtime.checkpoint import copy_checkpoint
 from pitstop.runtime.devices import Device
 from pitstop.runtime.place import Place, is_restarted
@@ -148,6 +150,38 @@ def run_lr_search(recipe: Recipe, spec: LrFinder) -> Search:
     device = _device(recipe)
     data = _open(str(recipe.data), workers, console)
     return search_lr(recipe, spec, data, device, workers=workers)
+
+
+def run_calibration(recipe: Recipe, started: float) -> Calibration | None:
+    """Measures this machine at what a recipe does, alone or as one of several ranks.
+
+    Args:
+        recipe: may name data, on which the loader is measured.
+        started: when the command began, by `time.perf_counter`.
+
+    Returns:
+        None on other ranks than the first.
+
+    Raises:
+        InputError: naming the file, key or option, and the fix.
+    """
+    place = Place.find() or Place()
+    console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=place.local_rank > 0)
+    workers = cores_a_rank(place.local_world) if recipe.workers == "auto" else recipe.workers
+    with Ranks(place) as ranks:
+        device = _device(recipe, place.local_rank)
+        data = None
+        if recipe.data is not None:
+            with ranks.node_first("data"):
+                data = _open(str(recipe.data), workers, console)
+        return calibrate(
+            recipe,
+            data,
+            device,
+            ranks,
+            started=started,
+            say=lambda what: console.print(f"measuring: {what}"),
+        )
 
 
 def run_evaluation(

@@ -16,6 +16,7 @@ from pitstop.engine.journal import Journal, Silence
 from pitstop.engine.lr_finder import Search, search
 from pitstop.engine.meter import Meter, Trouble
 from pitstop.engine.micro_batch import fitting_parts
+from pitstop.engine.minutes import fitted
 from pitstop.engine.outcome import (
     BUDGET_SPENT,
     DIVERGED,
@@ -99,6 +100,8 @@ def train(
             top1 = restored[0].top1
         else:
             state, notes = first_state(course, data, device, ranks, workers=workers)
+            if wish.limit is not None:
+                course = fitted(wish, course, state, data, device, ranks, console, workers=workers)
         resumes, restored = restored is not None, None  # it is as large as the state
         journal = Silence()
         if guard is not None:

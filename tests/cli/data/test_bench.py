@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from pitstop.data.machines import MACHINES
+from pitstop.plan.feeding import SHOWN
 
 QUICK = ("--threads", "1,2", "--seconds", "0.1", "--resolution", "16")
 
@@ -15,17 +15,20 @@ def test_json_has_images_per_second_and_machines(command, place):
     assert min(facts["images_per_second"].values()) > 0
     assert sum(facts["share"].values()) == pytest.approx(1, abs=1e-3)
     assert facts["resolution"] == 16
-    assert [machine["machine"] for machine in facts["machines"]] == list(MACHINES)
-    assert {machine["basis"] for machine in facts["machines"]} == {"derived"}
+    assert [machine["machine"] for machine in facts["machines"]] == list(SHOWN)
+    assert all("16 px" in machine["source"] for machine in facts["machines"])
 
 
 def test_plain_output_says_whether_it_is_enough(command, place):
     said = command("data", "bench", "digits", *QUICK, "--machine", "p4d.24xlarge")
     assert said.code == 0, said.err
     assert "threads 1 " in said.out
-    verdict = said.out.splitlines()[-1]
+    *_, verdict, empty, source = said.out.splitlines()
     assert verdict.strip().startswith("p4d.24xlarge  8 A100 want ")
+    assert " images/s [1], 96 threads give " in verdict
     assert "enough" in verdict
+    assert empty == ""
+    assert source.startswith("[1] published: FFCV's logs")
     assert "measuring: threads: 2" in said.err
 
 

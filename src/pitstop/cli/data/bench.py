@@ -14,7 +14,7 @@ from pitstop.core.machine import cores
 
 if TYPE_CHECKING:
     from pitstop.data.bench import Bench
-    from pitstop.data.machines import Machine
+    from pitstop.plan.machines import Machine
 
 
 def bench(
@@ -24,7 +24,7 @@ def bench(
         str | None, typer.Option(metavar="N,N", help="Default: 1, 2, 4, ... to all cores")
     ] = None,
     machine: Annotated[
-        str | None, typer.Option(help="Only this one of those whose GPUs are known: g5.xlarge, ...")
+        str | None, typer.Option(help="Only this one of EC2's: g5.xlarge, ...")
     ] = None,
     seconds: Annotated[
         float, typer.Option(min=0.1, help="How long each number of threads is measured")
@@ -72,20 +72,23 @@ def _counts(threads: str | None) -> list[int]:
 
 def _machines(name: str | None) -> "list[Machine]":
     from pitstop.core.strict import did_you_mean
-    from pitstop.data.machines import MACHINES
+    from pitstop.plan.feeding import SHOWN
+    from pitstop.plan.machines import machines
 
+    known = {machine.name: machine for machine in machines()}
     if name is None:
-        return list(MACHINES.values())
-    if name not in MACHINES:
-        meant = did_you_mean(name, list(MACHINES)) or f": those known are {', '.join(MACHINES)}"
+        return [known[shown] for shown in SHOWN]
+    if name not in known:
+        meant = did_you_mean(name, list(known)) or f": those known are {', '.join(known)}"
         raise InputError(f"--machine {name} is not known{meant}")
-    return [MACHINES[name]]
+    return [known[name]]
 
 
 def _facts(
     path: Path, measured: "Bench", made: dict[str, Any], machines: "list[Machine]"
 ) -> dict[str, Any]:
     from pitstop.data.bench import cheaper_packing
+    from pitstop.plan.feeding import need
 
     parts = measured.microseconds
     total = sum(parts.values())
@@ -102,13 +105,13 @@ def _facts(
         "microseconds": _rounded(parts),
         "share": {part: round(spent / total, 4) for part, spent in parts.items()},
         "machines": [
-            asdict(need)
+            asdict(one)
             | {
-                "enough": need.enough,
-                "workers": need.workers,
-                "pack": [] if need.enough else cheaper,
+                "enough": one.enough,
+                "workers": one.workers,
+                "pack": [] if one.enough else cheaper,
             }
-            for need in (each.need(measured.resolution, a_thread) for each in machines)
+            for one in (need(machine, measured.resolution, a_thread) for machine in machines)
         ],
     }
 
@@ -118,6 +121,8 @@ def _rounded(values: dict[Any, float]) -> dict[Any, float]:
 
 
 def _lines(facts: dict[str, Any]) -> Iterator[str]:
+    from pitstop.plan.estimate_view import Footnotes
+
     height, width = facts["stored"]
     yield (
         f"{facts['path']}: random crops of {height} x {width} pixels (median) "
@@ -135,13 +140,16 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
         yield f"  {part:11} {spent:9,.1f} us an image, {facts['share'][part]:.0%}"
     yield ""
     yield "GPUs that train ResNet-50, if threads there are as fast as here:"
+    notes = Footnotes()
     for each in facts["machines"]:
-        yield f"  {_verdict(each)}"
+        yield f"  {_verdict(each, notes.mark(each['source']))}"
+    yield ""
+    yield from notes.lines()
 
 
-def _verdict(need: dict[str, Any]) -> str:
+def _verdict(need: dict[str, Any], mark: str) -> str:
     wanted, expected = need["wanted_images_per_second"], need["expected_images_per_second"]
-    wants = f"{need['gpus']} {need['gpu']} want {wanted:,.0f} images/s ({need['basis']})"
+    wants = f"{need['gpus']} {need['gpu']} want {wanted:,.0f} images/s {mark}"
     gets = f"{need['vcpus']} threads give {expected:,.0f}"
     if need["enough"]:
         fix = f"enough: use --workers {need['workers']}"

@@ -22,10 +22,10 @@ def get(
 ) -> int:
     """Download a dataset that torchvision knows, and pack it."""
     from pitstop.data.convert import Settings
-    from pitstop.data.open import default_cache
     from pitstop.data.pack import QUALITY, SHORT_SIDE
     from pitstop.data.sources.download import downloaded
+    from pitstop.io.cache import cache_directory
 
-    source = downloaded(name, root or default_cache() / "downloads")
+    source = downloaded(name, root or cache_directory() / "downloads")
     settings = Settings(SHORT_SIDE, QUALITY)
     return pack_selected(source, out, settings, workers=workers, force=force, as_json=as_json)

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pitstop.core.recipe import load_recipe
+from pitstop.core.recipe import bundled_recipes, load_recipe
 from pitstop.core.timeline import Timeline
 from pitstop.plan.cost import Estimate, estimate
 from pitstop.plan.estimate_view import (
+    FAST,
     StepMemory,
     Told,
     beside,
@@ -131,6 +132,13 @@ def test_recipes_stand_beside_each_other() -> None:
     both = printed(told_table(told))
     assert ["batch", "4,096 → 3,072 → 2,048", "4,096"] in rows(both)
     assert both.count("sources\n") == 1
+
+
+def test_what_is_published_of_fast_is_what_its_header_says() -> None:
+    header = bundled_recipes()["fast"].read_text().partition("# epochs")[0]
+    ((shortest, others),) = re.findall(r"(\d+\.\d+)% top-1.*?--epochs (.*)", header, re.DOTALL)
+    longer = re.findall(r"(\d+): (\d+\.\d+)", others)
+    assert {16: float(shortest)} | {int(n): float(top1) for n, top1 in longer} == FAST
 
 
 @pytest.mark.parametrize(

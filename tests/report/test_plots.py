@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -193,6 +194,7 @@ class Child:
 
     def __init__(self, command: list[str], **options: Any) -> None:
         self.command, self.options, self.code, self.killed = command, options, None, False
+        self.pid = len(self.started)
         self.started.append(self)
 
     def wait(self, timeout: float | None = None) -> int:
@@ -210,6 +212,8 @@ def test_children_start_one_at_a_time_and_at_most_every_thirty_seconds(
     now = 1000.0
     Child.started = []
     monkeypatch.setattr(subprocess, "Popen", Child)
+    priorities: list[tuple[int, ...]] = []
+    monkeypatch.setattr(os, "setpriority", lambda *stated: priorities.append(stated))
     plotter = Plotter(run_of(tmp_path, train(2)), every_seconds=30, clock=lambda: now)
 
     def started_after(seconds: float) -> int:
@@ -225,7 +229,8 @@ def test_children_start_one_at_a_time_and_at_most_every_thirty_seconds(
     Child.started[1].code = 0
     assert started_after(29) == 2
     assert started_after(1) == 3
-    assert Child.started[0].options["start_new_session"]
+    assert Child.started[0].options["process_group"] == 0
+    assert priorities == [(os.PRIO_PROCESS, pid, 19) for pid in range(3)]
     now += HANGS_AFTER + 1
     assert "took too long" in (plotter.update() or "")
     assert Child.started[2].killed

@@ -5,7 +5,6 @@ says which data: validation is solid with dots, training thin and lighter.
 """
 
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -355,8 +354,7 @@ def _duration(minutes: float) -> str:
 
 
 def main() -> None:
-    """Draws the run given on the command line, yielding to whatever else wants the processor."""
-    os.nice(19)
+    """Draws the run given on the command line."""
     draw(RunDirectory(Path(sys.argv[1])))
 
 

@@ -1,5 +1,6 @@
 """Draws the plots while training goes on: in a child process, now and then, never in its way."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,9 @@ from pitstop.io.run_directory import RunDirectory
 
 HANGS_AFTER = 120.0
 """Seconds after which a child is given up."""
+
+LOWEST_PRIORITY = 19
+"""Of a process, to the system's scheduler (nice)."""
 
 
 class Plotter:
@@ -62,8 +66,11 @@ class Plotter:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
-                start_new_session=True,  # Ctrl-C is for the training
+                # Ctrl-C is for the training. A session of its own would keep it away too, but Linux
+                # shares the processor between sessions first (sched(7), autogroup).
+                process_group=0,
             )
+            os.setpriority(os.PRIO_PROCESS, self._child.pid, LOWEST_PRIORITY)  # imports included
         except OSError as error:
             if self._errors is not None:
                 self._errors.close()

@@ -44,6 +44,8 @@ proofs: $(READY)          ## what docs/results.md shows: hours; give TIMM_TRAIN=
 	    --seeds 3 --drop progressive_resizing --drop ema --drop blurpool --drop label_smoothing \
 	    --drop mixup --drop alternating_flip --drop no_decay_on_norms --drop freezing
 	$(BIN)/python benchmarks/finetuning.py
+	$(BIN)/python benchmarks/plan_error.py
+	$(BIN)/python benchmarks/plan_here.py
 
 clean:                    ## remove what make made (runs/ stays)
 	rm -rf .venv build dist src/*.egg-info

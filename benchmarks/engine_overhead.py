@@ -47,6 +47,7 @@ from torch import nn
 from pitstop.core.recipe import Recipe, parse_recipe
 from pitstop.core.safeguards import Safeguards
 from pitstop.core.timeline import Timeline
+from pitstop.core.tracking import Tracking
 from pitstop.data.load import Batch
 from pitstop.data.packed import PackedDataset, PackedSplit
 from pitstop.engine import train as engine
@@ -196,6 +197,7 @@ def training_in(directory: Path, recipe: Recipe) -> engine.Training:
         ranks,
         console,
         Guard(run, Safeguards(), starts_over=False, say=console.print),
+        Tracking(),
         step=0,
         resumes=False,
         evaluated=False,

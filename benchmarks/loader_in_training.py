@@ -37,6 +37,7 @@ from peers.task import Task
 from pitstop.core.recipe import Recipe, parse_recipe
 from pitstop.core.safeguards import Safeguards
 from pitstop.core.timeline import Timeline
+from pitstop.core.tracking import Tracking
 from pitstop.data.load import Batch, Loader
 from pitstop.data.packed import PackedDataset
 from pitstop.engine import step, train
@@ -177,6 +178,7 @@ class Bench:
             ranks,
             console,
             Guard(run, Safeguards(), starts_over=False, say=console.print),
+            Tracking(),
             step=0,
             resumes=False,
             evaluated=False,

@@ -38,7 +38,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ["PITSTOP_CACHE"] = str((options.out / "cache").resolve())
     stated = ("--data", options.data, "--set", f"epochs={options.epochs:g}")
-    rows: list[dict[str, object]] = []
+    rows: list[proof.Result] = []
     for recipe in options.recipes:
         errors: list[float] = []
         for run in range(options.runs):

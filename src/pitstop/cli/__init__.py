@@ -17,16 +17,21 @@ from pitstop.cli import (
     calibrate,
     data,
     devices,
+    doctor,
     evaluate,
+    export,
     fetch,
     launch,
     lr_find,
     plan,
+    predict,
     prices,
     recipes,
+    report,
     simulate,
     train,
     verify_resume,
+    watch,
 )
 from pitstop.core.errors import InputError, RankFailedError
 from pitstop.core.exit_codes import BAD_INPUT, INTERNAL, KILLED
@@ -48,7 +53,6 @@ app = typer.Typer(
     name="pitstop",
     help="Train image classifiers fast and cheaply on machines that may be taken away.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -57,11 +61,16 @@ app.command("plan")(plan.plan)
 app.command("simulate")(simulate.simulate)
 app.command("prices")(prices.prices)
 app.command("calibrate")(calibrate.calibrate)
+app.command("watch")(watch.watch)
 app.command("eval")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.command("export")(export.export)
+app.command("report")(report.report)
 app.command("ablate")(ablate.ablate)
 app.command("lr-find")(lr_find.lr_find)
 app.command("verify-resume")(verify_resume.verify_resume)
 app.command("devices")(devices.devices)
+app.command("doctor")(doctor.doctor)
 app.command("fetch")(fetch.fetch)
 app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipes")

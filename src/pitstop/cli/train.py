@@ -12,6 +12,7 @@ from pitstop.core.errors import InputError
 
 if TYPE_CHECKING:  # it takes its time
     from pitstop.core.safeguards import Safeguards
+    from pitstop.core.tracking import Tracking
 
 
 def train(
@@ -103,6 +104,16 @@ def train(
         str | None,
         typer.Option(metavar="COMMAND", help="Save and stop when it exits with 0; tried every 5 s"),
     ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME,...", help="Send the figures to wandb, tensorboard, mlflow too"),
+    ] = None,
+    track_project: Annotated[
+        str | None, typer.Option(help="wandb's project, mlflow's experiment (default: pitstop)")
+    ] = None,
+    track_name: Annotated[
+        str | None, typer.Option(help="The run's name there (default: that of its directory)")
+    ] = None,
 ) -> None:
     """Train a recipe. The same command goes on with a run that was stopped."""
     from pitstop.core.recipe import load_recipe
@@ -110,7 +121,7 @@ def train(
     asked = context.params
     overrides = recipe_overrides(asked)
     loaded = load_recipe(recipe, overrides)
-    safeguards = checked(asked, overrides)
+    safeguards, tracking = checked(asked, overrides)
     if loaded.data is None:
         raise InputError(f"recipe {loaded.name} names no data: give --data")
 
@@ -151,6 +162,7 @@ def train(
         start_over=no_resume,
         rank_timeout=rank_timeout,
         safeguards=safeguards,
+        tracking=tracking,
     )
     raise typer.Exit(outcome.exit_code)
 
@@ -189,13 +201,16 @@ def recipe_overrides(asked: Mapping[str, Any]) -> dict[str, Any]:
     return stated | parse_sets(asked["set_"])
 
 
-def checked(asked: Mapping[str, Any], overrides: Mapping[str, Any]) -> "Safeguards":
-    """Returns the safeguards that the parameters of `train` ask for.
+def checked(
+    asked: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> "tuple[Safeguards, Tracking]":
+    """Returns the safeguards and trackers that the parameters of `train` ask for.
 
     Raises:
         InputError: two of the parameters contradict each other, or one is out of its range.
     """
     from pitstop.core.safeguards import Safeguards
+    from pitstop.core.tracking import Tracking, parse_trackers
 
     beside = {
         "--epochs": "epochs" in overrides,
@@ -213,7 +228,10 @@ def checked(asked: Mapping[str, Any], overrides: Mapping[str, Any]) -> "Safeguar
             raise InputError(f"--{name} {number:g}: must be more than 0, and finite")
     if asked["resume"] is not None and asked["no_resume"]:
         raise InputError("--resume and --no-resume exclude each other")
-    return Safeguards(
+    tracking = Tracking(
+        parse_trackers(asked["track"] or ()), asked["track_project"], asked["track_name"]
+    )
+    safeguards = Safeguards(
         remote=asked["remote"],
         max_durable_age=asked["max_durable_age"],
         price=asked["price"],
@@ -222,6 +240,7 @@ def checked(asked: Mapping[str, Any], overrides: Mapping[str, Any]) -> "Safeguar
         preemption_file=asked["preemption_file"],
         preemption_command=asked["preemption_command"],
     )
+    return safeguards, tracking
 
 
 def _images(stated: str) -> int:

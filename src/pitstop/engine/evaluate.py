@@ -18,14 +18,23 @@ from pitstop.nn import losses
 from pitstop.runtime.devices import Device
 from pitstop.runtime.ranks import Decision, Ranks
 
+BINS = 15
+"""Of equal width, between 0 and 1: by how sure the model is, for the calibration error."""
+
+Seen = Callable[[torch.Tensor, torch.Tensor], None]
+"""Is given the logits float32 [B, C] and the labels int64 [B] of a batch, on the device."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean cross entropy, and top-1 and top-5 accuracy in percent."""
+    """Mean cross entropy; top-1 and top-5 accuracy and the calibration error in percent."""
 
     loss: float
     top1: float
     top5: float
+    ece: float
+    """Expected calibration error: how far accuracy lies from confidence, the mean over the images
+    by bins of confidence (Guo et al., arXiv 1706.04599)."""
     protocol: dict[str, object]
     """How they were obtained; an accuracy without it is not a figure."""
     also: tuple["Evaluation", ...] = ()
@@ -63,6 +72,9 @@ def side(spec: Eval) -> int:
     return spec.resolution
 
 
+def _look_away(logits: torch.Tensor, labels: torch.Tensor) -> None: ...
+
+
 def evaluate(
     model: nn.Module,
     split: PackedSplit,
@@ -74,6 +86,7 @@ def evaluate(
     workers: int,
     should_stop: Callable[[], bool] = lambda: False,
     also: Callable[[float], bool] = lambda top1: False,
+    seen: Seen = _look_away,
 ) -> Evaluation | None:
     """Evaluates a model by the recipe's protocol; None when `should_stop` said so on any rank.
 
@@ -82,6 +95,8 @@ def evaluate(
 
     Args:
         also: tells by the top-1 whether to evaluate by the protocols of `eval.also` too.
+        seen: is called with this rank's images, batch by batch in their order, as the recipe's own
+            protocol shows them.
     """
     ranks.take_main_buffers(model)
     modes = [(module, module.training) for module in model.modules()]
@@ -91,7 +106,8 @@ def evaluate(
         for spec in protocols(recipe):
             if results and not also(results[0].top1):
                 break
-            sums = _sums(model, split, spec, recipe, device, ranks, workers, should_stop)
+            look = _look_away if results else seen
+            sums = _sums(model, split, spec, recipe, device, ranks, workers, should_stop, look)
             if sums is None:
                 return None
             results.append(_evaluation(sums, len(split), spec, weights, device, ranks))
@@ -105,13 +121,15 @@ def _evaluation(
     sums: list[float], n: int, spec: Eval, weights: str, device: Device, ranks: Ranks
 ) -> Evaluation:
     """Returns the result of all ranks, of which this one has these sums."""
-    loss, top1, top5 = (ranks.gather(sums).sum(0) / n).tolist()
+    loss, top1, top5, *calibration = (ranks.gather(sums).sum(0) / n).tolist()
+    gaps = zip(calibration[:BINS], calibration[BINS:], strict=True)
+    ece = sum(abs(confidence - right) for confidence, right in gaps)
     protocol = spec.model_dump(exclude={"batch_size", "every", "also"}) | {
         "weights": weights,
         "precision": device.circumstance()["precision"],
         "images": n,
     }
-    return Evaluation(loss, 100 * top1, 100 * top5, protocol)
+    return Evaluation(loss, 100 * top1, 100 * top5, 100 * ece, protocol)
 
 
 @torch.no_grad()
@@ -124,12 +142,14 @@ def _sums(
     ranks: Ranks,
     workers: int,
     should_stop: Callable[[], bool],
+    seen: Seen,
 ) -> list[float] | None:
-    """Returns the loss, correct top-1 and correct top-5 summed over this rank's images."""
+    """Returns sums over this rank's images: the loss, correct top-1, correct top-5, and those of
+    `_calibration`."""
     share = rank_slice(len(split), ranks.rank, ranks.world)
     largest = -(-len(split) // ranks.world)
     normalize = Normalizer(recipe, device.torch_device)
-    sums = [torch.zeros(3, device=device.torch_device)]
+    sums = [torch.zeros(3 + 2 * BINS, device=device.torch_device)]
     with EvalLoader(
         split,
         spec,
@@ -146,8 +166,33 @@ def _sums(
             for batch in islice(batches, 1):
                 logits = predict(model, normalize(batch.images), spec, device)
                 loss = losses.loss_sum("cross_entropy", logits, batch.labels, 0.0)
-                sums.append(torch.stack((loss, *losses.correct(logits, batch.labels))))
+                figures = torch.stack((loss, *losses.correct(logits, batch.labels)))
+                sums.append(torch.cat((figures, _calibration(logits, batch.labels))))
+                seen(logits, batch.labels)
     return torch.stack(sums).cpu().double().sum(0).tolist()
+
+
+def answers(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the class that counts as the answer, int64 [B], and its probability, float32 [B].
+
+    Where several are equally probable (logits of bf16 often are), it is the one that
+    `losses.correct` takes.
+
+    Args:
+        logits: float32 [B, C].
+    """
+    first = logits.topk(min(5, logits.shape[1]), dim=1).indices[:, :1]
+    return first[:, 0], logits.softmax(1).gather(1, first)[:, 0]
+
+
+def _calibration(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Returns the sums of confidence by bins of confidence, then of right answers: [2 x BINS]."""
+    answer, confidence = answers(logits)
+    edges = torch.linspace(0, 1, BINS + 1, device=logits.device)[1:-1]
+    bins = torch.arange(BINS, device=logits.device)
+    inside = torch.bucketize(confidence, edges)[:, None] == bins
+    values = torch.stack((confidence, (answer == labels).float()))
+    return (values[:, :, None] * inside).sum(1).flatten()
 
 
 def predict(model: nn.Module, inputs: torch.Tensor, spec: Eval, device: Device) -> torch.Tensor:

@@ -208,6 +208,7 @@ def _files(run: RunDirectory) -> dict[str, Path]:
     weights = sorted(run.path.glob("*.safetensors"))
     pictures = sorted(run.plots.glob("*.png"))
     others = [run.events, run.csv, run.text, run.run_json, run.ledger, run.lr_curve, run.lr_picture]
+    others += sorted(run.trackers.glob("*.json"))
     manifests = Checkpointer(run, Checkpoint()).manifests()
     states = [run.checkpoints / manifest.file for manifest in manifests]
     places = [*states, *weights, *pictures, *others, *(p.with_suffix(".json") for p in states)]

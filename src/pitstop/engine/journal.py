@@ -12,6 +12,7 @@ from pitstop import __version__
 from pitstop.core.errors import InputError
 from pitstop.core.recipe import Recipe
 from pitstop.core.timeline import StepSettings
+from pitstop.core.tracking import Tracking
 from pitstop.data.packed import PackedDataset
 from pitstop.engine.evaluate import Evaluation, described
 from pitstop.engine.guard import Guard
@@ -24,13 +25,14 @@ from pitstop.io.records import Event, Records, lost_work
 from pitstop.io.run_directory import RunDirectory
 from pitstop.report.plotter import Plotter
 from pitstop.report.progress import Progress
+from pitstop.report.tracker import Trackers
 from pitstop.runtime.checkpoint import Checkpointer, is_among_best
 from pitstop.runtime.devices import Device
 from pitstop.runtime.ranks import Ranks
 
 
 class Journal:
-    """The records, run.json, checkpoints, plots and terminal of a run, as a context manager.
+    """The records, run.json, checkpoints, plots, trackers and terminal of a run: a context manager.
 
     Args:
         recipe: as it is asked for now: with its circumstances.
@@ -41,6 +43,7 @@ class Journal:
         device, ranks: what it runs on.
         console: what is said goes there.
         guard: of the run's cost and its copy.
+        tracking: who else is told of the run.
         step: where the run begins or goes on.
         resumes: whether it goes on from a checkpoint.
         evaluated: whether that checkpoint was saved after its step's evaluation.
@@ -57,6 +60,7 @@ class Journal:
         ranks: Ranks,
         console: Console,
         guard: Guard,
+        tracking: Tracking,
         *,
         step: int,
         resumes: bool,
@@ -81,6 +85,7 @@ class Journal:
         """Why the run ends, where its outcome does not say all."""
         self.progress = Progress(console, self.timeline, f"{recipe.name} in {run.path}")
         self.plotter = Plotter(run)
+        self.trackers = Trackers(run, tracking)
         self.reading: Reading | None = None
         self.images, self.seconds = 0, 0.0
 
@@ -89,12 +94,18 @@ class Journal:
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self.trackers.finish(hurried=True)
         self.progress.__exit__(*error)
         self.records.close()
 
     def say(self, line: str) -> None:
         """Shows a line."""
         self.progress.say(line)
+
+    def track(self) -> None:
+        """Has the trackers told, and shows what they answer."""
+        for line in self.trackers.update():
+            self.say(line)
 
     def announce(self, step: int, notes: Sequence[str] = ()) -> None:
         """Says and records how the run starts or goes on; `notes` are more lines of it."""
@@ -122,6 +133,7 @@ class Journal:
             data={"packed": str(self.data.path), "source": self.recipe.data},
         )
         self.write_run_json("running", step)
+        self.track()
 
     def note(self, line: str, step: int) -> None:
         """Says and records a line."""
@@ -209,7 +221,8 @@ class Journal:
         self.look(step)
 
     def look(self, step: int) -> None:
-        """Looks after what happens beside the training: uploads, the ledger."""
+        """Looks after what happens beside the training: trackers, uploads, the ledger."""
+        self.track()
         durable, problem = self.guard.look(step, self.saved_step)
         if durable is not None:
             age = round(time.monotonic() - durable.monotonic, 1)
@@ -272,6 +285,7 @@ class Journal:
             reason: what interrupted it, if something did.
         """
         self.end(outcome, step)
+        self.trackers.end()
         if outcome != INTERRUPTED and (problem := self.plotter.finish()) is not None:
             self.say(problem)  # what interrupts a run may not wait for pictures
         durable = self.guard.finish(outcome, step, self.saved_step, reason)
@@ -280,6 +294,8 @@ class Journal:
         elif outcome != NOT_DURABLE and (newest := self.guard.durable) is not None:
             self.say(f"{self.guard.asked.remote}: holds step {newest.step}")
             self.run.write(durable={"step": newest.step, "time": newest.wall})
+        for line in self.trackers.finish(hurried=outcome == INTERRUPTED):
+            self.say(line)
         return durable
 
     def end(self, outcome: Outcome, step: int) -> None:

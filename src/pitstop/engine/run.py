@@ -16,6 +16,7 @@ from pitstop.core.errors import InputError
 from pitstop.core.machine import cores, cores_a_rank
 from pitstop.core.recipe import LrFinder, Recipe, parse_recipe
 from pitstop.core.safeguards import Safeguards
+from pitstop.core.tracking import Tracking
 from pitstop.data.open import open_dataset
 from pitstop.data.pack import PackingStoppedError
 from pitstop.data.packed import PackedDataset
@@ -45,6 +46,7 @@ def run_training(
     start_over: bool = False,
     rank_timeout: float = DEFAULT_TIMEOUT,
     safeguards: Safeguards | None = None,
+    tracking: Tracking | None = None,
 ) -> Outcome:
     """Trains in the run directory `out`, going on with the run that is there.
 
@@ -56,6 +58,7 @@ def run_training(
         start_over: move a run that is in the way aside.
         rank_timeout: seconds after which a rank that does not answer is given up.
         safeguards: of money and durability.
+        tracking: who else is told of the run.
 
     Raises:
         InputError: naming the file, key or option, and the fix.
@@ -82,7 +85,7 @@ def run_training(
             raise InputError("a Mac's GPU is for one rank: give --device cpu for several")
         data = None
         with ranks.node_first("data"), suppress(PackingStoppedError):
-            data = _open(
+            data = open_data(
                 str(wish.recipe.data),
                 workers,
                 console,
@@ -103,6 +106,7 @@ def run_training(
                 preemption=preemption,
                 console=console,
                 guard=guard,
+                tracking=tracking,
             )
 
         if not ranks.main:
@@ -148,7 +152,7 @@ def run_lr_search(recipe: Recipe, spec: LrFinder) -> Search:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     workers = cores() if recipe.workers == "auto" else recipe.workers
     device = _device(recipe)
-    data = _open(str(recipe.data), workers, console)
+    data = open_data(str(recipe.data), workers, console)
     return search_lr(recipe, spec, data, device, workers=workers)
 
 
@@ -173,7 +177,7 @@ def run_calibration(recipe: Recipe, started: float) -> Calibration | None:
         data = None
         if recipe.data is not None:
             with ranks.node_first("data"):
-                data = _open(str(recipe.data), workers, console)
+                data = open_data(str(recipe.data), workers, console)
         return calibrate(
             recipe,
             data,
@@ -215,7 +219,7 @@ def run_evaluation(
         stated = run.read()
         if stated is None:
             raise InputError(f"{weights}: holds no run.json: name a run or a .safetensors file")
-        data = data or _data_of(stated)
+        data = data or data_of(stated)
         weights = run.weights(which)
         if not weights.exists():
             raise InputError(f"{run.path}: has no {which} weights: none have been saved yet")
@@ -226,7 +230,7 @@ def run_evaluation(
     model, recipe, classes = load_model(weights, protocol or {}, circumstance)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     workers = workers or cores()
-    opened = _open(data, workers, console)
+    opened = open_data(data, workers, console)
     if list(opened.classes) != classes:
         raise InputError(
             f"{data}: its {len(opened.classes)} classes are not the {len(classes)} that {weights} "
@@ -271,7 +275,7 @@ def load_model(
     return model, recipe, classes
 
 
-def _open(
+def open_data(
     data: str, workers: int, console: Console, should_stop: Callable[[], bool] | None = None
 ) -> PackedDataset:
     """Opens `--data`; if it is to be packed first, with a progress bar."""
@@ -290,7 +294,7 @@ def _open(
         )
 
 
-def _data_of(stated: dict[str, Any]) -> str | None:
+def data_of(stated: dict[str, Any]) -> str | None:
     """Returns the data that a run's run.json names: as it was packed, if that is still there."""
     named = stated.get("data") or {}
     packed = named.get("packed")

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from pitstop.core.recipe import LrFinder, Recipe
 from pitstop.core.timeline import Amendment, FoundLr, MicroBatch, Timeline, parse_amendments
+from pitstop.core.tracking import Tracking
 from pitstop.data.load import Batch, Loader
 from pitstop.data.packed import PackedDataset
 from pitstop.engine.evaluate import Evaluation, evaluate, protocols, side
@@ -57,6 +58,7 @@ def train(
     preemption: Preemption,
     console: Console,
     guard: Guard | None,
+    tracking: Tracking | None = None,
 ) -> Outcome:
     """Trains a recipe on a dataset in a run directory: from the start, or from where it stands.
 
@@ -69,6 +71,7 @@ def train(
         workers: threads that decode images.
         preemption: entered by the caller; when it asks, the run saves and ends with INTERRUPTED.
         guard: rank 0's.
+        tracking: who else is told of the run.
 
     Raises:
         InputError: the run is of another recipe or dataset, or the recipe does not fit the data.
@@ -115,6 +118,7 @@ def train(
                 ranks,
                 console,
                 guard,
+                tracking or Tracking(),
                 step=state.step,
                 resumes=resumes,
                 evaluated=top1 is not None,

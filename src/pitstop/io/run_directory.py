@@ -11,6 +11,7 @@ last.safetensors
 plots/*.png
 lr_find.csv          with `lr: auto`: the curve that the lr was found on
 lr_find.png
+trackers/*.json      with `--track`: how far each tracker has got; beside them its own files
 """
 
 import shutil
@@ -67,6 +68,14 @@ class RunDirectory:
     @property
     def plots(self) -> Path:
         return self.path / "plots"
+
+    @property
+    def trackers(self) -> Path:
+        return self.path / "trackers"
+
+    def tracker(self, name: str) -> Path:
+        """Returns the state file of a tracker."""
+        return self.trackers / f"{name}.json"
 
     def weights(self, which: str, *, raw: bool = False) -> Path:
         """Returns the place of the `best` or `last` weights; `raw` are those beside the EMA's."""

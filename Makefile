@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-slow check soak bench proofs clean
+.PHONY: demo test test-slow check soak bench proofs docs clean
 
 demo: $(READY)            ## train the demo recipe on handwritten digits: about a minute
 	$(BIN)/pitstop train demo
@@ -46,6 +46,10 @@ proofs: $(READY)          ## what docs/results.md shows: hours; give TIMM_TRAIN=
 	$(BIN)/python benchmarks/finetuning.py
 	$(BIN)/python benchmarks/plan_error.py
 	$(BIN)/python benchmarks/plan_here.py
+
+docs: $(READY)            ## the site of the documents, into build/site; warnings are errors
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 clean:                    ## remove what make made (runs/ stays)
 	rm -rf .venv build dist src/*.egg-info

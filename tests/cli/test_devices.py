@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pitstop.core.machine import cores
+from pitstop.engine.evaluate import Evaluation
 from pitstop.runtime import devices
 
 
@@ -58,12 +59,13 @@ def test_a_gpu_that_is_not_there_is_refused(refused):
 def test_train_and_eval_pass_on_what_is_asked_for(command, monkeypatch, tmp_path):
     asked = []
     outcome = SimpleNamespace(exit_code=0)
-    result = {"protocol": {}, "top1": 0.0, "top5": 0.0, "loss": 0.0, "also": ()}
+    evaluated = Evaluation(loss=0.0, top1=0.0, top5=0.0, ece=0.0, protocol={})
+    result = SimpleNamespace(evaluation=evaluated)
     monkeypatch.setattr(
         "pitstop.engine.run.run_training", lambda wish, out, **_: asked.append(wish) or outcome
     )
     monkeypatch.setattr(
-        "pitstop.engine.run.run_evaluation", lambda *_, **options: asked.append(options) or result
+        "pitstop.engine.predict.examine", lambda *_, **options: asked.append(options) or result
     )
     options = ("--device", "cpu", "--precision", "fp16")
     assert command("train", "demo", *options, "--deterministic", "--out", tmp_path).code == 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pitstop.cli.options import Workers
+from pitstop.cli.options import Workers, note
 from pitstop.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,10 +64,10 @@ def evaluate(
         "translate_average": translate_average,
     }
 
-    from pitstop.engine.predict import examine, place_of
-    from pitstop.engine.run import run_evaluation
+    from pitstop.engine.predict import examine
+    from pitstop.io.fetch import place_of
 
-    place = place_of(weights)
+    place = place_of(weights, note)
     which = "last" if last else "best"
     options: dict[str, Any] = {"precision": precision, "device": device, "workers": workers}
 
@@ -75,23 +75,19 @@ def evaluate(
         wanted = {"resolution": side, **stated}
         return {key: value for key, value in wanted.items() if value is not None}
 
-    def measured(side: int | None) -> dict[str, Any]:
-        return run_evaluation(place, data, which=which, protocol=protocol(side), **options)
+    def measured(side: int | None) -> "Assessment":
+        return examine(place, data, which=which, protocol=protocol(side), **options)
 
-    if confusion is None:
-        result = measured(first)
-    else:
-        examined = examine(place, data, which=which, protocol=protocol(first), **options)
+    examined = measured(first)
+    if confusion is not None:
         _write_confusion(examined, confusion)
-        result = asdict(examined.evaluation)
-    result["also"] = [*result["also"], *(measured(side) for side in others)]
+    result = asdict(examined.evaluation)
+    result["also"] = [*result["also"], *(asdict(measured(side).evaluation) for side in others)]
     if as_json:
         typer.echo(json.dumps(result, indent=2))
         return
     for each in (result, *result["also"]):
-        typer.echo(
-            "  ".join(form.format(each[key]) for key, form in FIGURES.items() if key in each)
-        )
+        typer.echo("  ".join(form.format(each[key]) for key, form in FIGURES.items()))
         typer.echo(", ".join(f"{key} {value}" for key, value in each["protocol"].items()))
 
 

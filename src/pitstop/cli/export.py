@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
+from pitstop.cli.options import note
 from pitstop.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,12 +35,12 @@ def export(
 ) -> None:
     """Write a trained model for others; it is read again, and its logits are compared."""
     from pitstop.engine.export import Format, export
-    from pitstop.engine.predict import place_of
+    from pitstop.io.fetch import place_of
 
     if format not in get_args(Format):
         raise InputError(f"--format {format}: write one of {', '.join(get_args(Format))}")
     which = "last" if last else "best"
-    done = export(place_of(run), cast("Format", format), out, which=which)
+    done = export(place_of(run, note), cast("Format", format), out, which=which)
     typer.echo(
         f"wrote {done.path}: read again by a process of its own, its logits differ from the "
         f"original's by {done.difference:.1e} of the largest"

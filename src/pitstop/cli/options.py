@@ -37,3 +37,8 @@ def parse_sets(sets: list[str] | None) -> dict[str, Any]:
         except yaml.YAMLError:
             raise InputError(f"--set {item}: the value is not YAML") from None
     return overrides
+
+
+def note(line: str) -> None:
+    """Prints a line for the user, apart from what the verb answers."""
+    typer.echo(line, err=True)

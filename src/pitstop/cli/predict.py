@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pitstop.cli.options import Workers
+from pitstop.cli.options import Workers, note
 from pitstop.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,10 +43,11 @@ def predict(
         raise InputError("--csv and --json: take one of them")
 
     from pitstop.core.machine import cores
-    from pitstop.engine.predict import image_files, load, place_of, predictions
+    from pitstop.engine.predict import image_files, load, predictions
+    from pitstop.io.fetch import place_of
 
     files = image_files(images)
-    trained = load(place_of(run), which="last" if last else "best", device=device)
+    trained = load(place_of(run, note), which="last" if last else "best", device=device)
     bad: list[Path] = []
 
     def skipped(file: Path, why: str) -> None:

@@ -1,21 +1,19 @@
 """`pitstop report`: runs on one page, to judge and to share."""
 
-import hashlib
 import math
 import shlex
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pitstop.cli.options import parse_sets
+from pitstop.cli.options import note, parse_sets
 from pitstop.core.errors import InputError
 
 if TYPE_CHECKING:  # they take their time
     from pitstop.core.recipe import Recipe
     from pitstop.core.timeline import Timeline
-    from pitstop.io.run_directory import RunDirectory
     from pitstop.report.facts import Facts
     from pitstop.report.page import Story
 
@@ -34,13 +32,15 @@ def report(
     ] = None,
 ) -> None:
     """Write one HTML page of a run, or of several side by side; it needs no network."""
+    from pitstop.io.fetch import place_of
+    from pitstop.io.run_directory import RunDirectory
     from pitstop.io.storage import write_text
     from pitstop.report.facts import read_facts
     from pitstop.report.page import page
 
     if out.is_dir():
         raise InputError(f"--out {out}: is a directory: name a file")
-    found = [_find(run) for run in runs]
+    found = [RunDirectory(place_of(run, note)) for run in runs]
     if data is not None:
         from pitstop.engine.predict import assess
 
@@ -52,18 +52,6 @@ def report(
     except OSError as error:
         raise InputError(f"--out {out}: cannot be written: {error.strerror}") from None
     typer.echo(f"written: {out}", err=True)
-
-
-def _find(run: str) -> "RunDirectory":
-    """Returns a run directory; that of a URL is brought into the cache."""
-    from pitstop.io.cache import cache_directory
-    from pitstop.io.fetch import fetch
-    from pitstop.io.run_directory import RunDirectory
-
-    if "://" not in run:
-        return RunDirectory(Path(run).expanduser())
-    place = f"{PurePosixPath(run).name}-{hashlib.sha256(run.encode()).hexdigest()[:16]}"
-    return fetch(run, cache_directory() / "runs" / place, lambda line: typer.echo(line, err=True))
 
 
 def _story(facts: "Facts") -> "Story":

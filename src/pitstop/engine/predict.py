@@ -7,9 +7,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from hashlib import sha256
 from io import BytesIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,8 +29,6 @@ from pitstop.data.sources.layout import EXTENSIONS
 from pitstop.engine.evaluate import Evaluation, answers, evaluate, predict, protocols, side
 from pitstop.engine.run import data_of, load_model, open_data
 from pitstop.engine.step import Normalizer
-from pitstop.io.cache import cache_directory
-from pitstop.io.fetch import fetch
 from pitstop.io.run_directory import RunDirectory
 from pitstop.io.storage import write_text
 from pitstop.report.predictions import PREDICTIONS
@@ -69,22 +66,6 @@ class Trained:
     device: Device
     stated: dict[str, Any]
     """The run's run.json; empty where only a weights file was named."""
-
-
-def place_of(name: str) -> Path:
-    """Returns where a run or a weights file lies: a run in a bucket is brought into the cache.
-
-    Args:
-        name: a path, or the URL of a run.
-
-    Raises:
-        InputError: there is no run at the URL, or it cannot be reached.
-    """
-    if "://" not in name:
-        return Path(name).expanduser()
-    folder = f"{PurePosixPath(name).name}-{sha256(name.encode()).hexdigest()[:16]}"
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    return fetch(name, cache_directory() / "runs" / folder, console.print).path
 
 
 def find_weights(place: Path, which: str) -> tuple[Path, dict[str, Any]]:
@@ -291,7 +272,9 @@ def examine(
     device: str = "auto",
     workers: int | None = None,
 ) -> Assessment:
-    """Evaluates weights on a dataset's validation images as `run_evaluation` does.
+    """Evaluates weights on a dataset's validation images.
+
+    By the recipe's `eval.also` too, but where `protocol` says otherwise.
 
     Args:
         place, which, protocol, precision, device: as for `load`.

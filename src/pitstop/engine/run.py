@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from pitstop.data.pack import PackingStoppedError
 from pitstop.data.packed import PackedDataset
 from pitstop.data.resolve import DIGITS
 from pitstop.engine.calibrate import calibrate
-from pitstop.engine.evaluate import evaluate, protocols, side
+from pitstop.engine.evaluate import protocols, side
 from pitstop.engine.guard import Guard
 from pitstop.engine.lr_finder import Search
 from pitstop.engine.outcome import INTERRUPTED, Outcome
@@ -186,69 +186,6 @@ def run_calibration(recipe: Recipe, started: float) -> Calibration | None:
             started=started,
             say=lambda what: console.print(f"measuring: {what}"),
         )
-
-
-def run_evaluation(
-    weights: Path,
-    data: str | None,
-    *,
-    which: str = "best",
-    protocol: dict[str, Any] | None = None,
-    precision: str | None = None,
-    device: str = "auto",
-    workers: int | None = None,
-) -> dict[str, Any]:
-    """Evaluates weights on a dataset's validation images.
-
-    Args:
-        weights: a safetensors file that pitstop wrote, or a run directory.
-        data: as `--data`; None for the data that the run was trained on.
-        which: of a run, the `best` or the `last` weights.
-        protocol: overrides of the recipe's `eval`.
-        precision: None for that of the training.
-        device: as in a recipe.
-
-    Returns:
-        loss, top1, top5 (percent) and the protocol; `also`, the same by the recipe's `eval.also`,
-        but where `protocol` says otherwise.
-    """
-    run = RunDirectory(weights)
-    if not weights.exists():
-        raise InputError(f"{weights}: does not exist: name a run or a .safetensors file")
-    if weights.is_dir():
-        stated = run.read()
-        if stated is None:
-            raise InputError(f"{weights}: holds no run.json: name a run or a .safetensors file")
-        data = data or data_of(stated)
-        weights = run.weights(which)
-        if not weights.exists():
-            raise InputError(f"{run.path}: has no {which} weights: none have been saved yet")
-    if data is None:
-        raise InputError("--data: say what to evaluate on; a weights file does not name it")
-    circumstance = {"device": device, "compile": False}
-    circumstance |= {} if precision is None else {"precision": precision}
-    model, recipe, classes = load_model(weights, protocol or {}, circumstance)
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    workers = workers or cores()
-    opened = open_data(data, workers, console)
-    if list(opened.classes) != classes:
-        raise InputError(
-            f"{data}: its {len(opened.classes)} classes are not the {len(classes)} that {weights} "
-            "was trained on"
-        )
-    chosen = _device(recipe)
-    result = evaluate(
-        chosen.place(model),
-        opened.val,
-        recipe,
-        chosen,
-        Ranks(),
-        weights=weights.name,
-        workers=workers,
-        also=lambda top1: not protocol,
-    )
-    assert result is not None
-    return asdict(result)
 
 
 def load_model(

@@ -11,11 +11,13 @@ import tarfile
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from io import BufferedReader, RawIOBase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pitstop.core.errors import InputError
+from pitstop.io.cache import cache_directory
 from pitstop.io.objects import ObjectStore, open_store
 from pitstop.io.remote import Remote, is_inside
 from pitstop.io.run_directory import RunDirectory
@@ -54,6 +56,22 @@ def fetch(url: str, directory: Path, say: Say) -> RunDirectory:
         _refuse_other(run, RunDirectory(scratch), url)
         _put_in_place(scratch, directory)
     return run
+
+
+def place_of(name: str, say: Say) -> Path:
+    """Returns where a run or a weights file lies: a run in a bucket is brought into the cache.
+
+    Args:
+        name: a path, or the URL of a run.
+        say: as of `fetch`.
+
+    Raises:
+        InputError: as `fetch`.
+    """
+    if "://" not in name:
+        return Path(name).expanduser()
+    folder = f"{PurePosixPath(name).name}-{sha256(name.encode()).hexdigest()[:16]}"
+    return fetch(name, cache_directory() / "runs" / folder, say).path
 
 
 def _refuse_foreign(directory: Path) -> None:

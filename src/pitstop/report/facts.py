@@ -16,7 +16,7 @@ from pitstop.core.errors import InputError
 from pitstop.io.ledger import Alive, End, Line, Start
 from pitstop.io.records import Event, read_events, rows
 from pitstop.io.run_directory import RunDirectory
-from pitstop.report.plots import History, Series, read_history
+from pitstop.report.plots import History, Series, history_of
 from pitstop.report.predictions import PREDICTIONS, Predictions, read_predictions
 
 Array = NDArray[np.float64]
@@ -101,12 +101,12 @@ def read_facts(run: RunDirectory, price: float | None = None) -> Facts:
     state = run.read()
     if state is None and not run.events.exists():
         raise InputError(f"{run.path}: holds no run: name a run directory, or its URL")
-    events = read_events(run.events)
+    name, events = run.path.resolve().name, read_events(run.events)
     return Facts(
-        name=run.path.resolve().name,
+        name=name,
         state=state or {},
         events=events,
-        history=read_history(run),
+        history=history_of(name, events),
         processes=_placed(_read_processes(run.ledger, price), events),
         predictions=read_predictions(run.path / PREDICTIONS),
     )

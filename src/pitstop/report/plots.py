@@ -6,7 +6,7 @@ says which data: validation is solid with dots, training thin and lighter.
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -81,11 +81,15 @@ class History:
 
 def read_history(run: RunDirectory) -> History:
     """Returns what the run's events say."""
-    events = read_events(run.events)
+    return history_of(run.path.resolve().name, read_events(run.events))
+
+
+def history_of(name: str, events: Sequence[Event]) -> History:
+    """Returns what some events of a run say."""
     train = [event for event in events if event["kind"] == "train" and event["images"]]
     seconds = sum(event["seconds"] for event in train)
     return History(
-        name=run.path.resolve().name,
+        name=name,
         settings=_series([_merged([event]) for event in train]),
         train=_series([_merged(some) for some in _bins(train)]),
         val=_series([event for event in events if event["kind"] == "val"]),

@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from ..report.running import write_run
+
 PROGRAM = Path(sys.executable).with_name("pitstop")
+
+COLOUR = re.compile("\x1b\\[(?:[0-9]+;)*(?:3[0-8]|9[0-7])[;m]")
 
 
 def complete(typed: str) -> list[str]:
@@ -23,13 +27,13 @@ def complete(typed: str) -> list[str]:
     return ended.stdout.split()
 
 
-def on_a_terminal(*arguments: str) -> str:
-    """Returns what the program prints on a terminal of 256 colours."""
+def on_a_terminal(*arguments: str, **variables: str) -> str:
+    """Returns what the program prints on a terminal of 256 colours, given these variables too."""
     ours, its = pty.openpty()
     known = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
     process = subprocess.Popen(
         [PROGRAM, *arguments],
-        env=known | {"TERM": "xterm-256color"},
+        env=known | {"TERM": "xterm-256color"} | variables,
         stdin=its,
         stdout=its,
         stderr=its,
@@ -79,3 +83,9 @@ def test_a_terminal_gets_styled_text_and_a_pipe_plain_text():
     piped = subprocess.run([PROGRAM, "plan", "demo"], capture_output=True, text=True)
     assert "16 epochs" in piped.stdout
     assert "\x1b" not in piped.stdout
+
+
+def test_colours_are_for_terminals_and_there_no_color_turns_them_off(tmp_path: Path):
+    watch = ("watch", str(write_run(tmp_path / "run", 60)), "--once")
+    assert COLOUR.search(on_a_terminal(*watch))
+    assert not COLOUR.search(on_a_terminal(*watch, NO_COLOR="1"))

@@ -20,22 +20,12 @@ from pitstop.core.timeline import Timeline
 from pitstop.data.packed import PackedDataset
 from pitstop.engine import calibrate as measuring
 from pitstop.engine import doctor
-from pitstop.engine.doctor import (
-    CHECKS,
-    Patient,
-    SkippedError,
-    busy,
-    checked,
-    class_sets,
-    compared,
-    equal,
-    images_a_class,
-    learned,
-    link_kinds,
-    rounding,
-    sampled,
-    trial_recipe,
-)
+from pitstop.engine.doctor import CHECKS, checked, data, learning, machine, speed
+from pitstop.engine.doctor.data import class_sets
+from pitstop.engine.doctor.learning import compared, equal, images_a_class, learned, trial_recipe
+from pitstop.engine.doctor.machine import link_kinds, rounding
+from pitstop.engine.doctor.patient import Check, Patient, SkippedError
+from pitstop.engine.doctor.speed import busy, sampled
 from pitstop.engine.lr_finder import NoSuggestion, Search, Suggestion
 from pitstop.engine.verify import Verdict
 from pitstop.io.host import Mount
@@ -53,7 +43,7 @@ def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PITSTOP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(measuring, "SECONDS", 0.02)
     monkeypatch.setattr(measuring, "DISK_BYTES", 2**20)
-    monkeypatch.setattr(doctor, "LOADED", 0.02)
+    monkeypatch.setattr(speed, "LOADED", 0.02)
 
 
 @pytest.fixture
@@ -196,7 +186,7 @@ def test_a_killed_run_must_end_as_the_other() -> None:
 
 
 def test_a_search_that_would_take_too_long_is_not_begun(patient, monkeypatch) -> None:
-    monkeypatch.setattr(doctor, "search_lr", raising(AssertionError()))
+    monkeypatch.setattr(learning, "search_lr", raising(AssertionError()))
     judged = found("lr", patient(speeds={16: 1.0}))
     assert judged.verdict == "skipped"
     assert "100 steps of 15 images take 25 min here: `pitstop lr-find`" in judged.figure
@@ -223,12 +213,12 @@ def test_a_curve_that_suggests_nothing_is_told() -> None:
 def test_precision_is_measured(patient, monkeypatch) -> None:
     fp32 = Device.choose("fp32", compile=False)
     bf16 = Device(torch.device("cpu"), torch.bfloat16, compile=False)
-    assert rounding(fp32) < 1e-5 < rounding(bf16) < doctor.ROUNDING
-    monkeypatch.setattr(doctor, "auto_precision", lambda device: ("fp32", "it is alone"))
+    assert rounding(fp32) < 1e-5 < rounding(bf16) < machine.ROUNDING
+    monkeypatch.setattr(machine, "auto_precision", lambda device: ("fp32", "it is alone"))
     assert found("precision", patient()).verdict == "ok"
     slow = found("precision", patient(device=bf16))
     assert (slow.verdict, slow.advice) == ("warn", "precision: auto takes fp32: it is alone")
-    monkeypatch.setattr(doctor, "rounding", lambda device: math.nan)
+    monkeypatch.setattr(machine, "rounding", lambda device: math.nan)
     assert found("precision", patient()).verdict == "fail"
 
 
@@ -244,7 +234,7 @@ def test_gpus_that_the_driver_lists_and_torch_does_not_find_fail(
     patient, tiny, monkeypatch
 ) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    monkeypatch.setattr(doctor, "_nvidia_smi", lambda *arguments: "GPU 0: A100\nGPU 1: A100")
+    monkeypatch.setattr(machine, "_nvidia_smi", lambda *arguments: "GPU 0: A100\nGPU 1: A100")
     judged = found("devices", patient(recipe=tiny(device="auto")))
     assert judged.verdict == "fail"
     assert "the driver lists 2 GPUs" in judged.figure
@@ -269,24 +259,24 @@ def test_links_between_gpus_are_read_from_the_topology_and_no_others() -> None:
 
 @pytest.mark.slow
 def test_an_all_reduce_is_measured_by_as_many_processes(tmp_path) -> None:
-    assert doctor.all_reduce_gb_per_second(2, "gloo", tmp_path, size=2**16, times=2) > 0
+    assert machine.all_reduce_gb_per_second(2, "gloo", tmp_path, size=2**16, times=2) > 0
 
 
 def test_little_memory_is_told(patient, monkeypatch) -> None:
     for free, verdict in ((2**34, "ok"), (2**30, "warn"), (None, "ok")):
-        monkeypatch.setattr(doctor, "available_memory", lambda free=free: free)
+        monkeypatch.setattr(machine, "available_memory", lambda free=free: free)
         assert found("memory", patient()).verdict == verdict
 
 
 def test_headroom_is_the_memory_over_what_a_step_takes(patient, monkeypatch) -> None:
-    monkeypatch.setattr(doctor, "available_memory", lambda: 2**40)
+    monkeypatch.setattr(speed, "available_memory", lambda: 2**40)
     taken = found("headroom", patient()).numbers["step_bytes"]
     for times, verdict, said in (
         (2.0, "ok", "room for 1.8 times"),
         (1.0, "warn", "a step of 10 images of 24 px"),
         (0.01, "fail", "not even one image fits"),
     ):
-        monkeypatch.setattr(doctor, "available_memory", lambda times=times: int(times * taken))
+        monkeypatch.setattr(speed, "available_memory", lambda times=times: int(times * taken))
         judged = found("headroom", patient())
         assert (judged.verdict, said in judged.figure) == (verdict, True), judged
         assert 0 < judged.numbers.get("micro_batch", 5) < 10
@@ -295,7 +285,7 @@ def test_headroom_is_the_memory_over_what_a_step_takes(patient, monkeypatch) -> 
 def test_a_disk_without_room_for_checkpoints_fails(patient, monkeypatch) -> None:
     for free, verdict in ((10**12, "ok"), (1000, "fail")):
         usage = SimpleNamespace(free=free)
-        monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place, usage=usage: usage)
+        monkeypatch.setattr(data.shutil, "disk_usage", lambda place, usage=usage: usage)
         assert found("space", patient()).verdict == verdict
 
 
@@ -346,11 +336,11 @@ def test_a_mount_that_is_not_local_is_to_be_staged(patient, monkeypatch) -> None
     mounts = (("ext4", "ok"), ("nfs4", "warn"), ("fuse.s3fs", "warn"), ("lustre", "warn"))
     for system, verdict in mounts:
         mount = Mount(Path("/"), system)
-        monkeypatch.setattr(doctor, "mount_of", lambda path, mount=mount: mount)
+        monkeypatch.setattr(data, "mount_of", lambda path, mount=mount: mount)
         judged = found("mount", patient())
         assert judged.verdict == verdict
         assert ("pitstop data stage" in (judged.advice or "")) == (verdict == "warn")
-    monkeypatch.setattr(doctor, "mount_of", lambda path: None)
+    monkeypatch.setattr(data, "mount_of", lambda path: None)
     assert found("mount", patient()).verdict == "skipped"
 
 
@@ -358,17 +348,17 @@ def test_a_disk_that_is_slower_than_training_is_told_unless_memory_holds_the_dat
     patient, monkeypatch
 ) -> None:
     assert found("disk", patient(speeds={16: 1e-3})).verdict == "ok"
-    monkeypatch.setattr(doctor, "available_memory", lambda: 2**40)
+    monkeypatch.setattr(data, "available_memory", lambda: 2**40)
     assert found("disk", patient(speeds={16: 1e12})).verdict == "ok"
-    monkeypatch.setattr(doctor, "available_memory", lambda: 0)
+    monkeypatch.setattr(data, "available_memory", lambda: 0)
     slow = found("disk", patient(speeds={16: 1e12}))
     assert slow.verdict == "warn"
     assert slow.numbers["data_mb_per_second"] < slow.numbers["needed_mb_per_second"]
 
 
 def test_a_loader_that_is_slower_than_training_is_told(patient, monkeypatch) -> None:
-    bench = SimpleNamespace(images_per_second={doctor.cores(): 100.0})
-    monkeypatch.setattr(doctor, "bench", lambda *data, **how: bench)
+    bench = SimpleNamespace(images_per_second={speed.cores(): 100.0})
+    monkeypatch.setattr(speed, "bench", lambda *data, **how: bench)
     for trained, verdict in ((99.0, "ok"), (101.0, "warn")):
         assert found("loader", patient(speeds={16: trained, 24: 9.0})).verdict == verdict
 
@@ -424,7 +414,7 @@ def test_the_exit_code_says_that_a_check_failed(monkeypatch, command_checks, cap
 
 
 @pytest.fixture
-def command_checks(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, doctor.Check]], None]:
+def command_checks(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Check]], None]:
     """Puts other checks in the place of the doctor's."""
     return lambda checks: monkeypatch.setattr(doctor, "CHECKS", checks)
 

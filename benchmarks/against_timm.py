@@ -3,7 +3,7 @@
 Method. Both train timm's `resnet18` on the JPEGs of CIFAR-10, enlarged to 64 px, on the same cores
 in bf16 autocast, channels_last, and evaluate once, at the end, the 10,000 test images at 64 px with
 the whole image in view. Two short probes say how long an epoch of each takes. timm gets as many
-epochs as fit the budget, and pitstop as many as fit the time that these take, less 3%. Wall
+epochs as fit the budget, and pitstop as many as fit the time that these take, less 15%. Wall
 time is that of the whole process: start-up, training, evaluation, saving, pictures. Seed by seed,
 timm first. pitstop's packing of the images, once for all runs, is printed and not counted.
 
@@ -35,8 +35,8 @@ from pathlib import Path
 import proof
 
 RESOLUTION = 64
-MARGIN = 0.03
-"""The share of its time that pitstop leaves: the probes are not exact."""
+MARGIN = 0.15
+"""The share of its time that pitstop leaves: a machine's speed drifts between probe and run."""
 
 COMMON = (
     *("--model", "resnet18", "--num-classes", "10", "--input-size", "3", RESOLUTION, RESOLUTION),

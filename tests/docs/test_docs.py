@@ -1,4 +1,4 @@
-"""The documents are held to the code: keys, defaults, snippets, commands, links."""
+"""The documents are held to the code: snippets, commands, links; keys in test_reference.py."""
 
 import doctest
 import re
@@ -6,16 +6,12 @@ import shlex
 from dataclasses import fields
 from itertools import takewhile
 from pathlib import Path
-from typing import get_type_hints
 
 import pytest
 import typer
-import yaml
-from pydantic import BaseModel, TypeAdapter
 
 from pitstop.cli import app
 from pitstop.cli.launch.common import LaunchCommand, get_train
-from pitstop.core import recipe, schedule
 from pitstop.core.recipe import Recipe, bundled_recipes, load_recipe
 from pitstop.core.timeline import Timeline
 from pitstop.io.records import Row
@@ -29,39 +25,7 @@ IMAGENET = 1_281_167
 OPERATORS = {"|", "||", "&", "&&", ";", ">", ">>"}
 """What ends a command in a shell."""
 
-SECTIONS: dict[str, tuple[type[BaseModel], type[BaseModel]]] = {
-    "The run": (recipe.Recipe, recipe.PhaseSettings),
-    "Settings of a phase": (recipe.PhaseSettings, BaseModel),
-    "Phases": (recipe.Phase, recipe.PhaseSettings),
-    "`divergence`": (recipe.Divergence, BaseModel),
-    "Schedules": (schedule.Schedule, BaseModel),
-    "Warm-up": (schedule.Warmup, schedule.Schedule),
-    "`constant`": (schedule.Constant, schedule.Warmup),
-    "`linear`": (schedule.Linear, schedule.Warmup),
-    "`cosine`": (schedule.Cosine, schedule.Warmup),
-    "`step`": (schedule.Step, schedule.Warmup),
-    "`onecycle`": (schedule.OneCycle, schedule.Schedule),
-    "`keypoints`": (schedule.Keypoints, schedule.Schedule),
-    "Values that vary": (schedule.Varying, BaseModel),
-    "`crop`": (recipe.Crop, BaseModel),
-    "`color_jitter`": (recipe.ColorJitter, BaseModel),
-    "`rand_augment`": (recipe.RandAugment, BaseModel),
-    "`trivial_augment_wide`": (recipe.TrivialAugmentWide, BaseModel),
-    "`random_erasing`": (recipe.RandomErasing, BaseModel),
-    "`mix`": (recipe.Mix, BaseModel),
-    "`model`": (recipe.Model, BaseModel),
-    "`optimizer`": (recipe.Optimizer, BaseModel),
-    "`sgd`": (recipe.Sgd, recipe.Optimizer),
-    "`rmsprop`": (recipe.RmsProp, recipe.Optimizer),
-    "`adamw`": (recipe.AdamW, recipe.Optimizer),
-    "`lamb`": (recipe.Lamb, recipe.Optimizer),
-    "`ema`": (recipe.Ema, BaseModel),
-    "`lr_finder`": (recipe.LrFinder, BaseModel),
-    "`eval`": (recipe.Eval, recipe.Protocol),
-    "Protocol": (recipe.Protocol, BaseModel),
-    "`checkpoint`": (recipe.Checkpoint, BaseModel),
-}
-"""Headings of docs/recipes.md: whose fields the table below lists, and whose it leaves out."""
+QUOTE = re.compile(r'"([^"]+)"')
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -69,47 +33,6 @@ def blocks(page: Path, language: str) -> list[str]:
     fence = rf"^( *)```{language}\n(.*?)^ *```$"
     found = re.findall(fence, page.read_text(), re.MULTILINE | re.DOTALL)
     return [code.removeprefix(indent).replace(f"\n{indent}", "\n") for indent, code in found]
-
-
-def rows(heading: str) -> dict[str, str]:
-    """The keys and defaults of the table in a section of docs/recipes.md."""
-    text = (ROOT / "docs/recipes.md").read_text()
-    sections = re.split(r"^#{2,3} (.*)\n", text, flags=re.MULTILINE)
-    section = sections[sections.index(heading, 1) + 1]
-    return dict(re.findall(r"^\| `(\w+)` \| .*? \| (.*?) \| .*\|$", section, re.MULTILINE))
-
-
-def own_fields(model: type[BaseModel], base: type[BaseModel]) -> set[str]:
-    """What a model adds to `base`, apart from the `name` by which a kind is chosen."""
-    chooser = {"name"} if base is not recipe.PhaseSettings and model is not recipe.Model else set()
-    return set(model.model_fields) - set(base.model_fields) - chooser
-
-
-def test_every_model_of_a_recipe_has_its_section():
-    models = {
-        value
-        for module in (recipe, schedule)
-        for value in vars(module).values()
-        if isinstance(value, type)
-        and issubclass(value, BaseModel)
-        and value.__module__ == module.__name__
-    }
-    assert models == {model for model, _ in SECTIONS.values()}
-
-
-@pytest.mark.parametrize("heading", SECTIONS)
-def test_a_section_lists_the_models_fields_with_their_defaults(heading: str):
-    model, base = SECTIONS[heading]
-    documented = rows(heading)
-    assert set(documented) == own_fields(model, base)
-    types = get_type_hints(model, include_extras=True)
-    for key, default in documented.items():
-        stated = re.fullmatch(r"`([^`]*)`", default)
-        if stated:
-            value = TypeAdapter(types[key]).validate_python(yaml.safe_load(stated[1]))
-            assert value == model.model_fields[key].get_default(call_default_factory=True), key
-        elif default == "required":
-            assert model.model_fields[key].is_required(), key
 
 
 SNIPPETS = [
@@ -175,6 +98,19 @@ def test_the_examples_in_python_say_what_the_code_does():
 def test_the_columns_of_the_training_log_are_named():
     text = (ROOT / "docs/run-directory.md").read_text()
     assert [field.name for field in fields(Row) if f"| `{field.name}` |" not in text] == []
+
+
+def test_a_line_quoted_in_troubleshooting_is_one_that_pitstop_says():
+    sources = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    said = re.sub(r'"\n\s*f?"', "", sources)  # literals that go on in the next line
+    table = re.findall(
+        r"^\| (.*?) \|", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE
+    )
+    quoted = [
+        line for cell in table if not cell.startswith("torch's") for line in QUOTE.findall(cell)
+    ]
+    assert len(quoted) > 20
+    assert [line for line in quoted if line not in said] == []
 
 
 def prose(page: Path) -> str:

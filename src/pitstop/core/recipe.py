@@ -58,8 +58,11 @@ class Crop(Strict):
     """RandomResizedCrop, with torchvision's distribution (Szegedy et al., arXiv 1409.4842)."""
 
     scale: tuple[float, float] = (0.08, 1.0)
+    """Smallest and largest share of the image's area that is kept, up to 1."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Smallest and largest width over height."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """How the crop is resized; both are antialiased."""
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:
@@ -78,10 +81,17 @@ class RandAugment(Strict):
 
     name: Literal["rand_augment"] = "rand_augment"
     num_ops: int = Field(default=2, ge=1)
+    """Operations an image, one after the other."""
     magnitude: Magnitude = 9.0
+    """Their strength, from 0 to 30 on torchvision's scale; with `increasing` from 0 to 10,
+    timm's."""
     magnitude_std: float = Field(default=0.0, ge=0)
+    """Standard deviation of each operation's magnitude, which stays on the scale."""
     prob: float = Field(default=1.0, ge=0, le=1)
+    """Probability that an operation is done. In timm it is 0.5 unless `p` says otherwise."""
     increasing: bool = False
+    """The 15 operations of timm's `inc1`, with its arguments: Invert and SolarizeAdd instead of
+    Identity, a stronger Posterize."""
 
     @property
     def highest_magnitude(self) -> int:
@@ -113,18 +123,27 @@ class ColorJitter(Strict):
     """torchvision's ColorJitter: factors from 1 - value to 1 + value, hue in turns."""
 
     brightness: Share = 0.0
+    """The factor is drawn from `1 - value` to `1 + value`; 0 is off."""
     contrast: Share = 0.0
+    """As brightness."""
     saturation: Share = 0.0
+    """As brightness."""
     hue: Turn = 0.0
+    """Hues are turned by `-value` to `value` of a full turn; 0 is off."""
 
 
 class RandomErasing(Strict):
     """Random erasing (arXiv 1708.04896) of normalised images, as torchvision's and timm's."""
 
     prob: Share = 0.5
+    """Probability that a box of an image is erased."""
     scale: tuple[float, float] = (0.02, 0.33)
+    """Smallest and largest share of the image's area in the box, 0 to 1."""
     ratio: tuple[float, float] = (0.3, 3.3)
+    """Smallest and largest height over width of the box."""
     mode: Literal["const", "pixel"] = "const"
+    """What comes there. `const`: the mean color; `pixel`: normal noise, of its own for each
+    pixel."""
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:
@@ -139,35 +158,48 @@ class Mix(Strict):
     """Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899), with timm's names and meaning."""
 
     mixup_alpha: Alpha = 0.0
+    """Mixup's share is drawn from Beta(alpha, alpha); 0 is off (arXiv 1710.09412)."""
     cutmix_alpha: Alpha = 0.0
+    """The same for CutMix's area; 0 is off (arXiv 1905.04899)."""
     prob: float = Field(default=1.0, ge=0, le=1)
+    """Probability that a batch (with `elem`: an image) is mixed at all."""
     switch_prob: float = Field(default=0.5, ge=0, le=1)
+    """Probability that it is CutMix and not mixup, where both are on."""
     mode: Literal["batch", "elem"] = "batch"
+    """`batch`: one draw for the whole batch; `elem`: one for each image."""
 
 
 class Model(Strict):
     """A timm model: `name` and `kwargs` go to `timm.create_model`."""
 
     name: str = "resnet50"
+    """A name that `timm.create_model` knows."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
+    """What else `timm.create_model` is given, such as `{drop_path_rate: 0.05}`."""
     blurpool: bool = False
+    """A 3x3 blur before each convolution of stride above 1 with at least 16 input channels (arXiv
+    1904.11486)."""
     weights: str | None = None
-    """What training starts from: a run, a .safetensors file, its URL in a bucket, or `timm` for
-    the pretrained weights of `name` (with its tag, such as `resnet50.a1_in1k`)."""
+    """What training starts from: a run's directory, a `.safetensors` file, its URL in a bucket, or
+    `timm` for the pretrained weights of `name` (with its tag, such as `resnet50.a1_in1k`)."""
     prior_bias: bool = False
-    """The classifier's bias starts at -log(classes): what BCE needs to begin at each class's
-    prior (arXiv 1708.02002, section 4.1)."""
+    """The classifier's bias starts at -log(classes): what BCE needs to begin at each class's prior
+    (arXiv 1708.02002, section 4.1)."""
 
 
 class Optimizer(Strict):
     """What all optimizers share. `weight_decay` is for tensors of two or more dimensions."""
 
     weight_decay: float = Field(default=0.0, ge=0)
+    """Weight decay of tensors of two or more dimensions."""
     norm_weight_decay: float = Field(default=0.0, ge=0)
+    """Weight decay of the others (norms, biases), and of what the model itself exempts."""
     layer_decay: float | None = Field(default=None, gt=0, le=1)
-    """The lr of each layer below the head is this times that of the one above, as timm's."""
+    """The lr of each layer is this times that of the layer above; the head's is the lr itself.
+    Layers are timm's."""
     lr_scales: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
-    """Patterns of parameters' names, such as `stem.*`, to factors of their lr."""
+    """Patterns of parameters' names to factors of their lr, such as `{"stem.*": 0.1}`; of several
+    that match the last counts."""
 
 
 class Sgd(Optimizer):
@@ -175,9 +207,12 @@ class Sgd(Optimizer):
 
     name: Literal["sgd"] = "sgd"
     momentum: Momentum = 0.9
+    """Share of the step before in the next one."""
     nesterov: bool = False
+    """Nesterov's momentum, as torch has it."""
     decoupled_weight_decay: bool = False
-    """A step takes weight_decay x lr / peak lr of each weight off, apart from the gradient."""
+    """A step takes `weight_decay x lr / peak lr` of each weight off, apart from the gradient (arXiv
+    1711.05101, with Composer's scale)."""
 
 
 class RmsProp(Optimizer):
@@ -185,8 +220,11 @@ class RmsProp(Optimizer):
 
     name: Literal["rmsprop"] = "rmsprop"
     momentum: Momentum = 0.9
+    """Share of the step before in the next one."""
     alpha: float = Field(default=0.99, ge=0, lt=1)
+    """Smoothing of the squares."""
     eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of the squares."""
 
     @field_validator("momentum")
     @classmethod
@@ -201,8 +239,11 @@ class AdamW(Optimizer):
 
     name: Literal["adamw"] = "adamw"
     momentum: Momentum = 0.9
+    """beta1: smoothing of the gradient."""
     beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Smoothing of the squares."""
     eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of the squares."""
 
 
 class Lamb(AdamW):
@@ -210,6 +251,7 @@ class Lamb(AdamW):
 
     name: Literal["lamb"] = "lamb"  # pyright: ignore[reportIncompatibleVariableOverride]
     eps: float = Field(default=1e-6, gt=0)
+    """Added to the root of the squares."""
 
 
 AnyOptimizer = Annotated[
@@ -225,6 +267,7 @@ class Ema(Strict):
     """
 
     half_life: HalfLife = 1000.0
+    """Steps after which a weight's share has halved."""
     every: int = Field(default=1, ge=1)
     """Steps from one update to the next."""
     lookahead: bool = False
@@ -235,20 +278,26 @@ class Protocol(Strict):
     """How images are shown to a model that is evaluated. `resolution`: the last phase's."""
 
     resolution: int | None = Field(default=None, ge=1)
+    """Side of the center crop in pixels; in `also`, left out, that of `eval`."""
     crop_ratio: float = Field(default=0.875, gt=0, le=1)
+    """Side of the crop over the short side of the resized image."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """How the image is resized; both are antialiased."""
     flip_average: bool = False
-    """The mean over an image and its mirror image."""
+    """The mean of the logits of the image and its mirror image."""
     translate_average: int = Field(default=0, ge=0)
-    """Half from the image and half from the two that lie so many pixels up and left, and down and
-    right of it (airbench's multi-crop evaluation, arXiv 2404.00498, section 3.5)."""
+    """In pixels, 0 is off: half from the image and half from the two that lie so many pixels up and
+    left, and down and right of it (airbench's multi-crop evaluation, arXiv 2404.00498, section
+    3.5)."""
 
 
 class Eval(Protocol):
     """The evaluation protocol; `every` is in epochs."""
 
     batch_size: int = Field(default=256, ge=1)
+    """Images at once."""
     every: int = Field(default=1, ge=1)
+    """Epochs from one evaluation to the next; there is always one at the end."""
     also: tuple[Protocol, ...] = ()
     """More protocols, by which the end of the run is evaluated too."""
 
@@ -262,8 +311,11 @@ class LrFinder(Strict):
     fallback: float = Field(gt=0)
     """The peak lr where the curve has no suggestion; also that of plans."""
     iterations: int = Field(default=100, ge=10)
+    """Steps of the test."""
     start_lr: float = Field(default=1e-5, gt=0)
+    """The lr of its first step."""
     end_lr: float = Field(default=1.0, gt=0)
+    """The lr of its last step; the test ends before where training fails."""
     policy: Literal["min0.1", "steepest", "valley"] = "min0.1"
     """`min0.1`: a tenth of the lr of the lowest loss; `steepest`: where the loss falls fastest;
     `valley`: halfway down the longest fall, after fastai's default."""
@@ -287,12 +339,17 @@ class Checkpoint(Strict):
     """When to save (`1ep`, `500 steps`, `10 min`; always at the end) and what to keep."""
 
     every: str = "1ep"
-    """`auto`: at the interval by which saves and lost work together cost least."""
+    """When to save: `1ep`, `500 steps`, `10 min`, or `auto`, the interval by which saves and lost
+    work together cost least. Also at the end, when stopped, and after an evaluation among the
+    best."""
     interruptions_per_hour: float = Field(default=0.05, gt=0)
     """How often the machine is expected to be taken away, for `every: auto`."""
     keep_last: int = Field(default=2, ge=1)
+    """So many of the latest are kept."""
     keep_best: int = Field(default=1, ge=0)
+    """So are so many of the highest top-1."""
     keep_every: str | None = None
+    """So is one for every so many epochs, such as `5ep`."""
 
     @field_validator("every")
     @classmethod
@@ -327,9 +384,10 @@ class Divergence(Strict):
     """
 
     retries: int = Field(default=2, ge=0)
-    """How often, before the run is given up."""
+    """How often, before the run is given up with exit code 76."""
     policy: Literal["skip", "lower_lr"] = "skip"
-    """`skip`: without the images in which it diverged; `lower_lr`: with a lower lr to the end."""
+    """`skip`: without the images of the steps from the checkpoint to the divergence; epochs and
+    schedules stay as they are. `lower_lr`: with the same images and a lower lr to the end."""
     factor: float = Field(default=0.5, gt=0, lt=1)
     """By which `lower_lr` multiplies the lr, at each retry."""
 
@@ -338,40 +396,57 @@ class PhaseSettings(Strict):
     """What may differ from phase to phase."""
 
     resolution: int | tuple[int, int] = 224
-    """Pixels, the side of the square; a pair is a ramp from the first to the second."""
+    """Side of the square in pixels. `[low, high]` is a ramp: at most 4 sizes of equal length; those
+    between are multiples of 16."""
     batch_size: int = Field(default=256, ge=1)
     """Images a step, over all ranks and micro-batches."""
     grad_accum_steps: int = Field(default=1, ge=1)
+    """Micro-batches in which a batch is computed. Batch norm sees each alone."""
     data_fraction: float = Field(default=1.0, gt=0, le=1)
+    """Train on the first `floor(fraction x N)` images of the packed order: every class in
+    proportion, a smaller fraction inside a larger one."""
     lr: Annotated[float, Field(gt=0)] | Literal["auto"] = 0.1
-    """The peak; the schedule is in units of it. `auto`: what the `lr_finder` finds."""
+    """The peak of the learning rate; the schedule is in units of it. `auto`: what the `lr_finder`
+    finds."""
     lr_per: int | None = Field(default=None, ge=1)
-    """With `lr_per: 256`, the peak is lr x batch_size / 256."""
+    """With `lr_per: 256`, the peak is `lr x batch_size / 256`."""
     lr_cap: float | None = Field(default=None, gt=0)
     """The peak is at most this."""
     lr_scale: float = Field(default=1.0, gt=0)
+    """Multiplies the peak, after the cap."""
     lr_schedule: LrSchedule = Cosine()
+    """The curve, in units of the peak."""
     crop: Crop = Crop()
+    """Random crop."""
     flip: Literal["none", "random", "alternating"] = "random"
+    """Mirroring. `random`: by the toss of a coin; `alternating`: an image in every second pass,
+    from a side of its own on (arXiv 2404.00498)."""
     translate: int = Field(default=0, ge=0)
     """Each image is moved by up to so many pixels along both axes; its edge is reflected."""
     color_jitter: ColorJitter | None = None
+    """Random brightness, contrast, saturation and hue."""
     augment: AnyAugment | None = None
+    """A policy of augmentation."""
     random_erasing: RandomErasing | None = None
+    """Boxes of the image are erased."""
     augment_scale: float = Field(default=1.0, ge=0)
-    """Multiplies the strength of `color_jitter`, `augment` and `random_erasing`, up to the highest
-    that each has."""
+    """Multiplies the strength of `color_jitter`, the magnitude of `rand_augment` and the `prob` of
+    `random_erasing`, each up to the highest that it has. What is off stays off."""
     repeated_augmentation: int = Field(default=1, ge=1)
-    """An image comes so often in a row; an epoch has as many draws (arXiv 1901.09335)."""
+    """An image comes so often in a row; an epoch has as many draws as before, so it shows one image
+    in so many (arXiv 1901.09335)."""
     mix: Mix | None = None
+    """Mixup and CutMix."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the target that is spread over all classes (arXiv 1512.00567)."""
     freeze: tuple[str, ...] = ()
-    """Names of modules, such as `layer1`, whose parameters stand still."""
+    """Names of modules, such as `layer1`, or patterns of them, such as `layer[12]`, whose
+    parameters stand still."""
     frozen_batch_norm: Literal["eval", "train"] = "eval"
-    """Whether batch statistics of frozen modules stand still too, or go on."""
+    """Whether batch statistics of frozen modules stand still too (`eval`), or go on (`train`)."""
     optimizer_state: Literal["keep", "reset", "reset_frozen"] = "keep"
-    """At the phase's start the optimizer's state (momentum) is kept, or that of all parameters is
-    made anew, or that of the frozen ones: they thaw without it."""
+    """What the optimizer remembers (momentum) when the phase begins. `keep`: all; `reset`: nothing;
+    `reset_frozen`: nothing of what the phase freezes, which thaws without it."""
 
     @field_validator("resolution")
     @classmethod
@@ -392,7 +467,9 @@ class Phase(PhaseSettings):
     """A stretch of the run. What it does not state it has from the recipe."""
 
     name: str = ""
+    """For tables, logs and plots."""
     duration: Length | Literal["rest"] = "rest"
+    """How long. `rest`: what the other phases leave."""
 
     @model_validator(mode="after")
     def _micro_batches(self) -> Self:
@@ -421,40 +498,64 @@ class Recipe(PhaseSettings):
     """What to train and how. Phases are complete: each states every setting."""
 
     name: str = "recipe"
+    """The default of `--out` is `runs/NAME`."""
     data: str | None = None
+    """The default of `--data`."""
     seed: int = Field(default=0, ge=0, lt=2**63)
+    """Of everything random: order, crops, flips, mixing, initial weights, dropout."""
     epochs: float = Field(gt=0)
+    """Length of the run."""
     phases: tuple[Phase, ...] = Field(min_length=1)
+    """What happens, in order."""
     model: Annotated[Model, BeforeValidator(named)] = Model()
+    """What is trained."""
     optimizer: AnyOptimizer = Sgd()
+    """How weights follow from gradients."""
     loss: Literal["cross_entropy", "bce", "bce_sum"] = "cross_entropy"
-    """`bce` is the mean over the classes of binary cross entropy, `bce_sum` the sum."""
+    """`bce` is the mean over the classes of binary cross entropy, `bce_sum` the sum, both as
+    timm's."""
     clip_grad_norm: float | None = Field(default=None, gt=0)
+    """Largest 2-norm of the whole gradient."""
     agc: float | None = Field(default=None, gt=0)
-    """Adaptive gradient clipping (arXiv 2102.06171): a gradient's largest norm, unit by unit, over
-    that of its weights."""
+    """Adaptive gradient clipping (arXiv 2102.06171), as timm's: a gradient's largest norm over that
+    of its weights, unit by unit, of all layers but the classifier. The paper takes 0.01. Not
+    together with `clip_grad_norm`."""
     ema: Ema | None = None
+    """An average of the weights, which is then what is evaluated."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Subtracted per channel: red, green, blue, in units of 0 to 1."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Divided by per channel, after that."""
     eval: Eval = Eval()
+    """The protocol of evaluations, and how often they come."""
     lr_finder: LrFinder | None = None
+    """How `lr: auto` is found."""
     checkpoint: Checkpoint = Checkpoint()
+    """When to save, and what to keep."""
     divergence: Divergence = Divergence()
+    """What is done about numbers that are not finite."""
     sync_bn: bool = False
     """Batch norm over the whole micro-batch of all ranks; needs GPUs."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """`auto`: a GPU where torch finds one, else the CPU."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of the forward pass. `auto`: on CUDA bf16 where the GPU computes in it, else fp16; on a CPU
+    bf16 where the processor computes in it, else fp32; on a Mac's GPU fp32."""
     compile: bool | Literal["auto"] | CompileMode = "auto"
-    """Whether the model is compiled, and in which of torch.compile's modes."""
+    """Whether the model is compiled, and in which of torch.compile's modes. `auto`: on CUDA only;
+    `true`: in mode `default`."""
     deterministic: bool = False
-    """Same bits on each run on a GPU too; slower."""
+    """The same bits on each run on a GPU too: nothing is chosen by timing. An operation that has no
+    such kernel ends the run."""
     threads: int | None = Field(default=None, ge=1)
-    """Threads that compute on a CPU; all cores by default. Small models are faster with one."""
+    """Threads that compute on a CPU; `null`: all cores. Small models are faster with one, and do
+    not suffer when another program wants a core."""
     workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Threads that decode images, of each rank; `auto`: the machine's ranks share its cores."""
     prefetch: int = Field(default=4, ge=1)
     """Batches that are decoded ahead."""
     target_accuracy: float | None = Field(default=None, gt=0, le=100)
+    """Percent: the run ends at the first evaluation whose top-1 reaches it."""
 
     @model_validator(mode="before")
     @classmethod

@@ -80,6 +80,7 @@ class Schedule(Strict):
     """What the families share. Learning-rate schedules are in units of the peak `lr`."""
 
     over: Literal["run", "phase"] = "run"
+    """What the curve spans."""
 
     def curve(self, span: Span) -> Curve:
         """Returns the schedule's curve over `span`, in steps from the span's start."""
@@ -94,7 +95,9 @@ class Warmup(Schedule):
     """A linear rise from `warmup_init` to 1 over `warmup`, as in timm with `warmup_prefix`."""
 
     warmup: Length = Length(0, "ep")
+    """Length of a straight rise to the peak."""
     warmup_init: float = Field(default=0.0, ge=0)
+    """The beginning of that rise."""
 
     def rise(self, span: Span) -> list[Knot]:
         """Returns the knots of the rise, to which a family adds what follows from its end."""
@@ -116,6 +119,7 @@ class Linear(Warmup):
 
     name: Literal["linear"] = "linear"
     final: float = Field(default=0.0, ge=0)
+    """The end of a straight line from the peak."""
 
     def curve(self, span: Span) -> Curve:
         top = Knot(span.step_at(self.warmup), 1.0)
@@ -127,6 +131,7 @@ class Cosine(Warmup):
 
     name: Literal["cosine"] = "cosine"
     final: float = Field(default=0.0, ge=0)
+    """The end of half a cosine from the peak."""
 
     def curve(self, span: Span) -> Curve:
         top = Knot(span.step_at(self.warmup), 1.0, "cosine")
@@ -138,7 +143,9 @@ class Step(Warmup):
 
     name: Literal["step"] = "step"
     milestones: tuple[Length, ...] = Field(min_length=1)
+    """Where it drops, such as `[30ep, 60ep, 80ep]`."""
     gamma: float = Field(default=0.1, gt=0)
+    """The factor of each drop."""
 
     def curve(self, span: Span) -> Curve:
         drops = sorted(span.step_at(milestone) for milestone in self.milestones)
@@ -164,11 +171,17 @@ class OneCycle(Schedule):
 
     name: Literal["onecycle"] = "onecycle"
     pct_start: float = Field(default=0.3, ge=0, le=1)
+    """Share of the steps that rises."""
     div_factor: float = Field(default=25.0, gt=0)
+    """It begins at `1 / div_factor`."""
     final_div_factor: float = Field(default=1e4, gt=0)
+    """It ends at `1 / (div_factor x final_div_factor)`."""
     anneal_strategy: Literal["cos", "linear"] = "cos"
+    """The form of both sides."""
     base_momentum: float | None = Field(default=None, ge=0, lt=1)
+    """Momentum at the peak. Give both momenta, or neither."""
     max_momentum: float | None = Field(default=None, ge=0, lt=1)
+    """Momentum at both ends."""
 
     @model_validator(mode="after")
     def _both_or_neither(self) -> "OneCycle":
@@ -197,7 +210,9 @@ class Varying(Strict):
     """Any curve, as (position, value) pairs: `[[0, 0], [2ep, 1], [100%, 0]]`."""
 
     keypoints: tuple[tuple[Length, float], ...] = Field(min_length=1)
+    """The curve, from point to point: where, and the value there in its own unit."""
     interpolation: Ease = "linear"
+    """How it goes on to the next point: straight, along half a cosine, or held until there."""
 
     def curve(self, span: Span) -> Curve:
         """Returns the curve over `span`, in steps from the span's start."""

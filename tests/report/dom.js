@@ -52,13 +52,19 @@ function under(share) {
   return charts.all("div").find((node) => node.className === "tip" && !node.hidden).children.map((row) => row.textContent);
 }
 
-const axes = controls.all("button").map((button) => button.textContent);
-const result = { axes, first: drawn() };
+function buttons(name, within) {
+  return within.all("div").filter((node) => node.className === name).flatMap((node) => node.all("button"));
+}
+
+const axes = buttons("axes", controls).map((button) => button.textContent);
+const runs = buttons("legend", controls).map((button) => button.textContent);
+const result = { axes, runs, first: drawn() };
 for (const axis of axes.slice(1)) {
   click(axis, controls);
   result[axis] = drawn();
 }
 result.pointed = [0, 0.25, 0.5, 0.75, 1].map(under);
-click(drawn()[0].labels[0], charts);
+if (runs.length) click(runs[0], controls);
+else click(drawn()[0].labels[0], charts);
 result.without = drawn();
 console.log(JSON.stringify(result));

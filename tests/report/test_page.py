@@ -262,12 +262,13 @@ def test_without_a_price_there_is_no_axis_of_dollars(tmp_path: Path) -> None:
     assert "dollars" not in curves(read_facts(run))["val"]
     assert "not known" in Seen(page_of(run)).text
     assert read_facts(run, price=3600.0).dollars == pytest.approx(35)
+    assert "$0.0097" in page([story_of(read_facts(run, price=1.0))])
 
 
 def test_the_headline_has_its_protocol(tmp_path: Path) -> None:
     text = Seen(page_of(run_of(tmp_path / "a"))).text
     assert "40.00%" in text
-    assert "Protocol: resolution 32, flip average False, images 50." in text
+    assert "Protocol: resolution 32, no flip average, images 50." in text
     assert "$50.00" in text
     assert "pitstop train demo" in text
     assert "not complete" not in text
@@ -415,8 +416,10 @@ def test_the_script_draws_what_was_recorded(tmp_path: Path) -> None:
 
 def test_curves_of_several_runs_lie_over_each_other(tmp_path: Path) -> None:
     seen = drawn(tmp_path, page_of(run_of(tmp_path / "a"), run_of(tmp_path / "b", EVENTS[:4])))
-    labels = seen["first"][0]["labels"]
-    assert labels == ["a: val top-1", "a: train top-1", "b: val top-1", "b: train top-1"]
+    assert seen["runs"] == ["a", "b"]
+    assert seen["first"][0]["lines"] == [4, 4, 1, 1]
+    assert [row.split()[0] for row in seen["pointed"][0][1:5]] == ["a:", "a:", "b:", "b:"]
+    assert seen["without"][0]["lines"] == [1, 1]
 
 
 @pytest.mark.parametrize("events", STATES.values(), ids=STATES)

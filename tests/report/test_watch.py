@@ -85,6 +85,7 @@ def test_a_run_that_has_ended_says_so(tmp_path: Path) -> None:
     assert "100%" in text
     assert "ETA" not in text
     assert "at the end" not in text
+    assert "$0.90 in all" in text
 
 
 @pytest.mark.parametrize(("code", "over"), [(0, True), (76, True), (77, True), (75, False)])

@@ -12,11 +12,12 @@ const CHARTS = [
 const NAMES = { top1: "top-1", top5: "top-5", loss: "loss", lr: "lr", speed: "images/s" };
 const COLOURS = 8;
 const HEIGHT = 260;
-const EDGE = { left: 52, right: 10, top: 18, bottom: 26 };
+const EDGE = { left: 52, right: 10, top: 18, bottom: 42 };
 const NEAR = 8; // pixels from an interruption at which it is told
+const DOT = 2.5;
 
 let axis = "epoch";
-const hidden = new Set();
+const hidden = new Set(); // ids of lines; of several runs, each has one for all of its lines
 
 function svg(parent, name, attributes, text) {
   const node = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -34,21 +35,26 @@ function html(parent, name, className, text) {
   return node;
 }
 
-/** The lines of a chart: of one run a colour each; of several, a colour a run and no top-5. */
-function linesOf(chart) {
+function colourOf(number) {
+  return `var(--c${number % COLOURS})`;
+}
+
+/** The lines of a chart over an axis: of one run a colour each; of several, a colour a run and no top-5. */
+function linesOf(chart, over) {
   const lines = [];
   runs.forEach((run, number) => {
     chart.lines.forEach(([source, key], place) => {
       if (runs.length > 1 && key === "top5") return;
       const columns = run[source];
-      if (!columns[axis]) return;
-      const points = columns[axis]
+      if (!columns[over]) return;
+      const points = columns[over]
         .map((x, i) => [x, columns[key][i]])
         .filter(([x, y]) => x !== null && y !== null);
       const what = `${source === "val" && key !== "speed" ? "val" : "train"} ${NAMES[key]}`;
-      const colour = `var(--c${(runs.length > 1 ? number : place) % COLOURS})`;
+      const colour = colourOf(runs.length > 1 ? number : place);
       const label = runs.length > 1 ? `${run.name}: ${what}` : what;
-      if (points.length) lines.push({ label, points, colour, source, key, id: `${number}/${source}/${key}` });
+      const id = runs.length > 1 ? String(number) : `${source}/${key}`;
+      if (points.length) lines.push({ label, points, colour, source, key, id });
     });
   });
   return lines;
@@ -77,14 +83,15 @@ function range(lines) {
   const room = 0.05 * (high - low) || Math.abs(high) || 1;
   low -= room;
   high += room;
-  return lines[0].key.startsWith("top") ? [Math.max(0, low), Math.min(101, high)] : [low, high];
+  const key = lines[0].key;
+  if (key.startsWith("top")) return [Math.max(0, low), Math.min(101, high)];
+  return key === "loss" ? [low, high] : [0, high];
 }
 
 function draw(place, chart) {
   place.replaceChildren();
-  const all = linesOf(chart);
+  const all = linesOf(chart, axis);
   if (!all.length) return;
-  html(place, "h3", "", chart.title);
   const lines = all.filter((line) => !hidden.has(line.id));
   const width = Math.max(240, place.clientWidth || 640);
   const picture = svg(place, "svg", {
@@ -102,30 +109,31 @@ function draw(place, chart) {
   frame(picture, { x, y, low, high, end, width });
   const clip = `clip-${chart.title.replace(/\W/g, "")}`;
   svg(svg(picture, "clipPath", { id: clip }), "rect", {
-    x: EDGE.left, y: EDGE.top, width: inner, height: HEIGHT - EDGE.top - EDGE.bottom,
+    x: EDGE.left - DOT, y: EDGE.top, width: inner + 2 * DOT, height: HEIGHT - EDGE.top - EDGE.bottom,
   });
   const curves = svg(picture, "g", { "clip-path": `url(#${clip})` });
   for (const line of lines) {
     const path = line.points.map(([a, b]) => `${x(a).toFixed(1)},${y(b).toFixed(1)}`).join(" ");
-    svg(curves, "polyline", { points: path, class: line.source, stroke: line.colour });
+    const stroke = line.source === "train" && line.key !== "lr" ? "thin" : "thick";
+    svg(curves, "polyline", { points: path, class: stroke, stroke: line.colour });
     if (line.source === "val" && line.points.length <= 40) {
-      for (const [a, b] of line.points) svg(curves, "circle", { cx: x(a), cy: y(b), r: 2.5, fill: line.colour });
+      for (const [a, b] of line.points) svg(curves, "circle", { cx: x(a), cy: y(b), r: DOT, fill: line.colour });
     }
   }
-  legend(place, all);
   hover(place, picture, { chart, lines, x, inner, end, width });
 }
 
 function frame(picture, { x, y, low, high, end, width }) {
   const bottom = HEIGHT - EDGE.bottom;
   if (runs.length === 1) shadePhases(picture, x, bottom);
-  for (const value of ticks(low, high, 5)) {
+  for (const value of ticks(low, high, 6)) {
     svg(picture, "line", { class: "grid", x1: EDGE.left, x2: width - EDGE.right, y1: y(value), y2: y(value) });
     svg(picture, "text", { x: EDGE.left - 6, y: y(value) + 4, "text-anchor": "end" }, written(value));
   }
-  for (const value of ticks(0, end, Math.max(3, width / 90))) {
+  for (const value of ticks(0, end, width / 60)) {
     svg(picture, "text", { x: x(value), y: bottom + 16, "text-anchor": "middle" }, written(value));
   }
+  svg(picture, "text", { x: x(end / 2), y: bottom + 34, "text-anchor": "middle" }, AXES[axis]);
   for (const mark of runs.flatMap((run) => run.marks)) {
     if (mark[axis] === undefined) continue;
     svg(picture, "line", { class: "mark", x1: x(mark[axis]), x2: x(mark[axis]), y1: EDGE.top, y2: bottom });
@@ -147,16 +155,18 @@ function shadePhases(picture, x, bottom) {
   });
 }
 
+/** A button for each of some lines, which hides and shows it. */
 function legend(place, lines) {
   const row = html(place, "div", "legend");
-  for (const line of lines) {
+  for (const { id, label, colour } of lines) {
     const button = html(row, "button", "");
     button.setAttribute("type", "button");
-    button.setAttribute("aria-pressed", String(!hidden.has(line.id)));
-    html(button, "span", "key").style.background = line.colour;
-    html(button, "span", "", line.label);
+    button.setAttribute("aria-pressed", "true");
+    html(button, "span", "key").style.background = colour;
+    html(button, "span", "", label);
     button.addEventListener("click", () => {
-      if (!hidden.delete(line.id)) hidden.add(line.id);
+      if (!hidden.delete(id)) hidden.add(id);
+      button.setAttribute("aria-pressed", String(!hidden.has(id)));
       drawAll();
     });
   }
@@ -208,14 +218,24 @@ function told(value) {
   return phase ? `${where}, ${phase.name}` : where;
 }
 
-const places = CHARTS.map(() => html(document.getElementById("charts"), "div", "chart"));
-
-function drawAll() {
-  CHARTS.forEach((chart, i) => draw(places[i], chart));
+/** Adds a chart with its title and, where one run has several lines, its legend. */
+function addChart(chart) {
+  const lines = linesOf(chart, "epoch");
+  if (!lines.length) return [];
+  const place = html(document.getElementById("charts"), "div", "chart");
+  html(place, "h3", "", chart.unit ? `${chart.title} (${chart.unit.trim()})` : chart.title);
+  const plot = html(place, "div", "");
+  if (runs.length === 1 && chart.lines.length > 1) legend(place, lines);
+  return [{ plot, chart }];
 }
 
-function addControls() {
-  const row = document.getElementById("controls");
+const drawings = CHARTS.flatMap(addChart);
+
+function drawAll() {
+  for (const { plot, chart } of drawings) draw(plot, chart);
+}
+
+function addAxes(row) {
   html(row, "span", "", "over");
   const buttons = Object.keys(AXES)
     .filter((name) => runs.some((run) => run.val[name]))
@@ -230,7 +250,21 @@ function addControls() {
       });
       return button;
     });
-  if (runs.some((run) => run.marks.length)) html(row, "small", "", "dashed: the run was started again");
+}
+
+function addControls() {
+  const controls = document.getElementById("controls");
+  if (!drawings.length) {
+    controls.textContent = "Nothing is recorded yet.";
+    return;
+  }
+  addAxes(html(controls, "div", "axes"));
+  if (runs.length > 1) {
+    legend(controls, runs.map(({ name }, number) => ({ id: String(number), label: name, colour: colourOf(number) })));
+  }
+  const said = runs.length > 1 ? ["thick: validation, thin: training"] : [];
+  if (runs.some((run) => run.marks.length)) said.push("dashed: started again");
+  if (said.length) html(controls, "small", "", said.join("; "));
 }
 
 addControls();

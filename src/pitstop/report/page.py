@@ -23,7 +23,7 @@ from pitstop.report.predictions import ClassScore, Predictions, class_scores, mo
 WAITS = 0.1
 """Share of the training time from which on waiting for data is what holds a run up."""
 
-MOST_PAIRS = 20
+MOST_PAIRS = 10
 MOST_CLASSES = 20
 """So many are shown at once; the other classes can be unfolded."""
 MATRIX = 30
@@ -31,7 +31,7 @@ MATRIX = 30
 MOST_SETTINGS = 60
 THUMBNAILS = 6
 """Of a pair of classes."""
-WORST = 30
+WORST = 24
 """Mistakes shown large."""
 
 UNKNOWN = "not known"
@@ -88,12 +88,17 @@ def _beside(name: str) -> str:
 # Parts of any kind
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
-    """Returns a table that scrolls by itself where it is too wide; the first cell names a row."""
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], **attributes: str) -> Markup:
+    """Returns a table that scrolls by itself where it is too wide; the first cell names a row.
+
+    Args:
+        attributes: of the table: `class_="numbers"` for figures on the right, `"texts"` for cells
+            that may be broken anywhere.
+    """
     cells = [[tag("th", row[0], scope="row"), *(tag("td", c) for c in row[1:])] for row in rows]
     head_row = tag("tr", *(tag("th", cell, scope="col") for cell in head))
     body = tag("tbody", *(tag("tr", *row) for row in cells))
-    return tag("div", tag("table", tag("thead", head_row), body), class_="wide")
+    return tag("div", tag("table", tag("thead", head_row), body, **attributes), class_="wide")
 
 
 def _folded(summary: str, *content: str) -> Markup:
@@ -123,8 +128,18 @@ def _percent(value: Any) -> str:
 
 
 def _protocol(figures: dict[str, Any]) -> str:
-    stated: dict[str, Any] = figures.get("protocol") or {}
-    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in stated.items())
+    return _in_words(figures.get("protocol") or {})
+
+
+def _in_words(protocol: dict[str, Any]) -> str:
+    """Returns how was evaluated: `resolution 32, no flip average, images 10,000`."""
+    return ", ".join(_stated(key.replace("_", " "), value) for key, value in protocol.items())
+
+
+def _stated(key: str, value: Any) -> str:
+    if isinstance(value, bool) or value == 0:
+        return key if value else f"no {key}"
+    return f"{key} {value:,}" if isinstance(value, int) else f"{key} {value}"
 
 
 def _image(data: bytes, kind: str, alt: str) -> Markup:
@@ -138,16 +153,34 @@ def _image(data: bytes, kind: str, alt: str) -> Markup:
 def _cost(facts: Facts) -> str:
     if not any(process.price is not None for process in facts.processes):
         return UNKNOWN
-    return f"${facts.dollars:,.2f}" + ("" if facts.priced else ", of the starts with a price")
+    return _dollars(facts.dollars) + ("" if facts.priced else ", of the starts with a price")
+
+
+def _dollars(amount: float) -> str:
+    """Returns cents, and of less than ten cents two digits."""
+    return f"${amount:,.2f}" if amount >= 0.1 or amount == 0 else f"${amount:.2g}"
 
 
 def _speed(facts: Facts) -> str:
     speed = facts.history.images_per_second
-    return f"{speed:,.0f} images/s" if math.isfinite(speed) else UNKNOWN
+    return f"{speed:,.0f}" if math.isfinite(speed) else UNKNOWN
 
 
 def _evaluation(which: str, key: str) -> Callable[[Facts], str]:
     return lambda facts: _percent((facts.state.get(which) or {}).get(key))
+
+
+def _epochs(facts: Facts) -> str:
+    """Returns how many epochs were trained, and of how many, where that is not all."""
+    state = facts.state
+    if "epoch" not in state:
+        return UNKNOWN
+    done, all_ = _epoch(state["epoch"]), _epoch(state.get("epochs", state["epoch"]))
+    return done if done == all_ else f"{done} of {all_}"
+
+
+def _epoch(number: float) -> str:
+    return f"{number:,.2f}".removesuffix("0").removesuffix(".0")
 
 
 _COMPARED: dict[str, Callable[[Facts], str]] = {
@@ -155,21 +188,12 @@ _COMPARED: dict[str, Callable[[Facts], str]] = {
     "last top-1": _evaluation("metrics", "top1"),
     "last top-5": _evaluation("metrics", "top5"),
     "best top-1": _evaluation("best", "top1"),
-    "protocol": lambda facts: _protocol(facts.state.get("metrics") or {}) or UNKNOWN,
-    "epochs": lambda facts: _of(facts, "epoch", "epochs"),
+    "epochs": _epochs,
     "time": lambda facts: _time(facts.seconds),
     "cost": _cost,
-    "training": _speed,
+    "images a second": _speed,
     "starts": lambda facts: str(len(facts.processes)),
 }
-
-
-def _of(facts: Facts, done: str, all_: str) -> str:
-    state = facts.state
-    if done not in state:
-        return UNKNOWN
-    done_, all__ = f"{state[done]:,.6g}", f"{state.get(all_, state[done]):,.6g}"
-    return done_ if done_ == all__ else f"{done_} of {all__}"
 
 
 def _comparison(stories: Sequence[Story]) -> Iterator[Markup]:
@@ -177,15 +201,19 @@ def _comparison(stories: Sequence[Story]) -> Iterator[Markup]:
     head = ["", *(facts.name for facts in runs)]
     compared = [[name, *map(of, runs)] for name, of in _COMPARED.items()]
     yield tag("h2", "Side by side")
-    if len({_protocol(facts.state.get("metrics") or {}) for facts in runs}) > 1:
+    protocols = [_protocol(facts.state.get("metrics") or {}) or UNKNOWN for facts in runs]
+    if len(set(protocols)) > 1:
         yield tag("p", "The runs are not evaluated by one protocol.", class_="warning")
-    yield _table(head, compared)
+        compared.append(["protocol", *protocols])
+    yield _table(head, compared, class_="compared")
+    if len(set(protocols)) == 1:
+        yield tag("p", f"Protocol: {protocols[0]}.", class_="protocol")
     yield tag("h3", "What differs")
     differing = _differing([facts.state.get("identity") or {} for facts in runs])
     if not differing:
         yield tag("p", "Recipe, seed and dataset are the same.")
         return
-    yield _table(head, differing[:MOST_SETTINGS])
+    yield _table(head, differing[:MOST_SETTINGS], class_="compared")
     if len(differing) > MOST_SETTINGS:
         yield tag("p", f"and {len(differing) - MOST_SETTINGS} more")
 
@@ -211,24 +239,42 @@ def _curves() -> Markup:
 
 
 def _article(story: Story) -> Markup:
-    """Returns a run among several."""
-    return tag("article", tag("h2", story.facts.name), *_headline(story.facts), *_run(story))
+    """Returns a run among several: folded, for the comparison is what the page is for."""
+    name = tag("summary", tag("h2", story.facts.name))
+    return tag("details", name, *_headline(story.facts), *_run(story), class_="run")
 
 
 def _run(story: Story) -> Iterator[Markup]:
     """Yields what is said of a run below its headline."""
     facts = story.facts
+    if facts.predictions is not None:
+        yield from _classes(facts.predictions)
     yield from _plan(story)
     yield from _throughput(facts)
     yield from _starts(facts)
-    if facts.predictions is not None:
-        yield from _classes(facts.predictions)
     yield from _environment(facts)
     yield from _again(story)
     yield from _notes(facts)
 
 
+def _subject(facts: Facts) -> Iterator[Markup]:
+    """Yields what was trained, on what, and when it was last heard of."""
+    recipe = facts.state.get("recipe") or {}
+    said = [f"recipe {recipe['name']}"] if "name" in recipe else []
+    said += [str(recipe["model"]["name"])] if "model" in recipe else []
+    said += [f"data {recipe['data']}"] if recipe.get("data") else []
+    times = [event["time"] for event in facts.events if "time" in event]
+    if times:
+        said.append(tag("time", f"{times[-1][:16].replace('T', ' ')} UTC", datetime=times[-1]))
+    if said:
+        first, *others = said
+        yield tag(
+            "p", first, *(part for each in others for part in (" · ", each)), class_="subject"
+        )
+
+
 def _headline(facts: Facts) -> Iterator[Markup]:
+    yield from _subject(facts)
     state = facts.state
     last, best = state.get("metrics"), state.get("best")
     status = str(state.get("status", UNKNOWN))
@@ -240,18 +286,18 @@ def _headline(facts: Facts) -> Iterator[Markup]:
     accuracies: list[tuple[str, str, str]] = []
     if last:
         accuracies = [
-            ("top-1", _percent(last["top1"]), f"at the end, epoch {last['epoch']:.4g}"),
+            ("top-1", _percent(last["top1"]), f"last evaluation, epoch {_epoch(last['epoch'])}"),
             ("top-5", _percent(last["top5"]), f"loss {last['loss']:.4f}"),
         ]
     if best:
-        seen = f"epoch {best['epoch']:.4g}: chosen by the images that it is measured on"
+        seen = f"epoch {_epoch(best['epoch'])}, chosen on these images"
         accuracies.append(("best top-1", _percent(best["top1"]), seen))
     yield _figures(
         [
             *accuracies,
-            ("time", _time(facts.seconds), f"{_of(facts, 'epoch', 'epochs')} epochs"),
+            ("time", _time(facts.seconds), f"{_epochs(facts)} epochs"),
             ("cost", _cost(facts), _count(len(facts.processes), "start")),
-            ("training", _speed(facts), "without evaluation and start-up"),
+            ("images a second", _speed(facts), "in training"),
         ]
     )
     if last:
@@ -279,7 +325,7 @@ def _throughput(facts: Facts) -> Iterator[Markup]:
         return
     yield tag("p", _bottleneck(facts, trained, seconds))
     head = ["phase", "resolution", "batch", "steps", "images/s", "waiting for data"]
-    yield _table(head, [_speeds(stretch) for stretch in trained])
+    yield _table(head, [_speeds(stretch) for stretch in trained], class_="numbers")
 
 
 def _bottleneck(facts: Facts, trained: Sequence[Stretch], seconds: float) -> str:
@@ -317,9 +363,10 @@ def _starts(facts: Facts) -> Iterator[Markup]:
     lost = sum(process.start.lost_steps for process in facts.processes)
     again = sum(process.start.lost_seconds for process in facts.processes)
     yield tag("h3", "Starts")
-    yield tag("p", f"Steps done again after interruptions: {lost:,}, which took {_time(again)}.")
+    if lost:
+        yield tag("p", f"{_count(lost, 'step')} done again after interruptions: {_time(again)}.")
     head = ["began", "on", "ranks", "steps", "time", "$ an hour", "cost", "ended"]
-    yield _table(head, [_start(process) for process in facts.processes])
+    yield _table(head, [_start(process) for process in facts.processes], class_="lines")
 
 
 def _start(process: Process) -> list[str]:
@@ -331,7 +378,7 @@ def _start(process: Process) -> list[str]:
         f"{start.step:,} to {process.step:,}",
         _time(process.seconds),
         UNKNOWN if price is None else f"{price:g}",
-        UNKNOWN if price is None else f"${process.dollars:,.2f}",
+        UNKNOWN if price is None else _dollars(process.dollars),
         process.ended,
     ]
 
@@ -343,7 +390,7 @@ def _environment(facts: Facts) -> Iterator[Markup]:
     told |= {f"data: {key}": value for key, value in (state.get("data") or {}).items()}
     told["data: digest"] = (state.get("identity") or {}).get("dataset", UNKNOWN)
     yield tag("h3", "Environment")
-    yield _table(["", "at the last start"], [[key, str(told[key])] for key in told])
+    yield _table(["", "at the last start"], [[key, str(told[key])] for key in told], class_="texts")
 
 
 def _again(story: Story) -> Iterator[Markup]:
@@ -365,7 +412,7 @@ def _notes(facts: Facts) -> Iterator[Markup]:
 
 
 def _classes(predictions: Predictions) -> Iterator[Markup]:
-    protocol = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in predictions.protocol.items())
+    protocol = _in_words(predictions.protocol)
     yield tag("h3", "Classes")
     yield tag("p", f"top-1 {_percent(predictions.top1)}: {protocol}.", class_="protocol")
     chance = 100 / len(predictions.classes)

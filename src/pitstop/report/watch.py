@@ -314,7 +314,8 @@ def _marked(mark: Mark | None, now: float) -> str | None:
 
 def _cost(look: Look, known: Figures, glyphs: Glyphs) -> list[str]:
     """Returns what the run has cost, and will, and where it runs."""
-    facts = ["cost unknown (no --price)" if look.spent is None else f"${look.spent:.2f} so far"]
+    when = "in all" if is_over(look) else "so far"
+    facts = ["cost unknown (no --price)" if look.spent is None else f"${look.spent:.2f} {when}"]
     price = look.starts[-1]["price"] if look.starts else None
     if look.spent is not None and price is not None and known.remaining is not None:
         facts.append(f"${look.spent + price * known.remaining / 3600:.2f} at the end")

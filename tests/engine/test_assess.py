@@ -15,8 +15,8 @@ from pitstop import cli
 from pitstop.core.errors import InputError
 from pitstop.data.packed import PackedDataset
 from pitstop.engine.evaluate import BINS, Evaluation
-from pitstop.engine.predict import EACH, PAIRS, WORST, Assessment, assess, examine
-from pitstop.report.predictions import read_predictions
+from pitstop.engine.predict import EACH, Assessment, assess, examine
+from pitstop.report.predictions import PAIRS, WORST, read_predictions
 
 from .saved_run import save_run
 

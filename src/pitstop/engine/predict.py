@@ -31,7 +31,7 @@ from pitstop.engine.run import data_of, load_model, open_data
 from pitstop.engine.step import Normalizer
 from pitstop.io.run_directory import RunDirectory
 from pitstop.io.storage import write_text
-from pitstop.report.predictions import PREDICTIONS
+from pitstop.report.predictions import PAIRS, PREDICTIONS, WORST
 from pitstop.runtime.devices import Device
 from pitstop.runtime.ranks import Ranks
 
@@ -41,11 +41,8 @@ BATCH = 32
 THUMBNAIL = 64
 """The longer side of a mistake's picture, in pixels."""
 
-WORST = 24
-"""Mistakes that are kept: those of which the model was surest."""
-
-PAIRS, EACH = 10, 3
-"""Kept too: of so many pairs of classes that are confused most often, so many mistakes each."""
+EACH = 3
+"""Mistakes that are kept of each of the `PAIRS` of classes."""
 
 _AS_THEY_ARE = Settings(short_side=None, quality=90)
 

@@ -18,12 +18,18 @@ from typing import Any
 from pitstop import __version__
 from pitstop.report.facts import Facts, Process, Stretch, curves, stretches
 from pitstop.report.markup import Markup, embedded_json, joined, tag
-from pitstop.report.predictions import ClassScore, Predictions, class_scores, most_confused
+from pitstop.report.predictions import (
+    PAIRS,
+    WORST,
+    ClassScore,
+    Predictions,
+    class_scores,
+    most_confused,
+)
 
 WAITS = 0.1
 """Share of the training time from which on waiting for data is what holds a run up."""
 
-MOST_PAIRS = 10
 MOST_CLASSES = 20
 """So many are shown at once; the other classes can be unfolded."""
 MATRIX = 30
@@ -31,8 +37,6 @@ MATRIX = 30
 MOST_SETTINGS = 60
 THUMBNAILS = 6
 """Of a pair of classes."""
-WORST = 24
-"""Mistakes shown large."""
 
 UNKNOWN = "not known"
 
@@ -464,7 +468,7 @@ def _matrix(predictions: Predictions) -> Markup:
 
 
 def _pairs(predictions: Predictions) -> Iterator[Markup]:
-    pairs = most_confused(predictions, MOST_PAIRS)
+    pairs = most_confused(predictions, PAIRS)
     if not pairs:
         return
     thumbnails: dict[tuple[int, int], list[bytes]] = {}

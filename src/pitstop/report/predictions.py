@@ -31,6 +31,12 @@ from pitstop.core.errors import InputError
 PREDICTIONS = "predictions.json"
 """The name of the file in a run directory."""
 
+WORST = 24
+"""Mistakes that are kept and shown: those of which the model was surest."""
+
+PAIRS = 10
+"""Pairs of classes, those confused most often, of which mistakes are kept and shown."""
+
 
 class Mistake(BaseModel, frozen=True):
     """An image of the class `label` that the model took for one of `predicted`."""
